@@ -1,0 +1,54 @@
+"""LoRA fine-tuning on MLX: from a JSONL file to a tuned model you chat with, serve and export.
+
+    import mlxlora
+    base = mlxlora.load("mlx-community/Qwen3-0.6B-4bit")
+    run = mlxlora.RunConfig.load("recipe.toml", ["lora.rank=32"])
+    for event in mlxlora.train(run, base): ...
+    adapter = mlxlora.Adapter.load("runs/sql/adapter")
+    mlxlora.attach(base.model, adapter); mlxlora.detach(base.model)
+    mlxlora.fuse(base, adapter, "fused/")
+
+Names are imported when first used, so that `import mlxlora` and `mlxlora --help` are instant.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mlxlora.machine import load_openblas
+
+__version__ = "0.1.0"
+
+load_openblas()  # before anything imports mlx
+
+_HOMES = {
+    "Adapter": "mlxlora.lora.adapter",
+    "Base": "mlxlora.base",
+    "MlxLoraError": "mlxlora.errors",
+    "RunConfig": "mlxlora.config",
+    "attach": "mlxlora.lora.attach",
+    "detach": "mlxlora.lora.attach",
+    "evaluate": "mlxlora.evaluate",
+    "fuse": "mlxlora.export.fuse",
+    "load": "mlxlora.base",
+    "quantize": "mlxlora.export.quantize",
+    "train": "mlxlora.train.loop",
+}
+__all__ = ["Adapter", "Base", "MlxLoraError", "RunConfig", "__version__", "attach", "detach"]
+__all__ += ["evaluate", "fuse", "load", "quantize", "train"]
+
+if TYPE_CHECKING:
+    from mlxlora.base import Base, load
+    from mlxlora.config import RunConfig
+    from mlxlora.errors import MlxLoraError
+    from mlxlora.evaluate import evaluate
+    from mlxlora.export.fuse import fuse
+    from mlxlora.export.quantize import quantize
+    from mlxlora.lora.adapter import Adapter
+    from mlxlora.lora.attach import attach, detach
+    from mlxlora.train.loop import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mlxlora' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

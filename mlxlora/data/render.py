@@ -1,0 +1,270 @@
+"""Record -> Example: token ids and, per token, whether it is trained.
+
+A conversation is rendered as one text by the tokenizer's own chat template, and the spans
+of the assistant's turns are found in that text:
+
+* a turn starts where the prompt for it would end at inference (the conversation before it,
+  rendered with the generation prompt), so what is trained is what will be generated;
+* it ends with the first end-of-sequence token after it (that one is trained: it is how the
+  model stops), or, in templates without one, where the next message begins.
+
+Each span is checked: it must hold the message's content, and the text between two spans
+the messages between them. A template that rewrites earlier turns so that a span cannot be
+found is refused with the reason; one whose generation prompt differs from the training
+text (for example by an opened thinking block) is masked from the point where both agree,
+and the difference is reported. Tokens are those of the whole text; a token is trained if
+it overlaps a span.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlxlora.config import DataConfig
+from mlxlora.data.records import Message, Record
+from mlxlora.errors import DataError
+
+Span = tuple[int, int]  # [start, end) in characters of the rendered text
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as the model sees it."""
+
+    row: int  # 0-based row in its file
+    tokens: np.ndarray  # (n,) int32
+    mask: np.ndarray  # (n,) bool: the token is a target
+    truncated: bool = False
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that are trained. The first token of a row is never predicted."""
+        return int(self.mask[1:].sum())
+
+
+class Renderer:
+    """Renders records with one tokenizer. Raises DataError for what cannot be masked right.
+
+    .notes collects, once each, what a user should know about the template.
+    """
+
+    def __init__(self, tokenizer: Any, data: DataConfig) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = data.max_length
+        self.mask = data.mask
+        self.notes: list[str] = []
+        self._plain = getattr(tokenizer, "_tokenizer", tokenizer)  # Hugging Face's own
+        self._eos = tuple(
+            text
+            for text in (self._plain.decode([i]) for i in sorted(tokenizer.eos_token_ids))
+            if text
+        )
+
+    def __call__(self, record: Record) -> Example:
+        if record.kind == "text":
+            tokens, mask = self._render_text(record.text)
+        elif self.tokenizer.has_chat_template:
+            tokens, mask = self._render_chat(record)
+        elif record.kind == "completion":
+            tokens, mask = self._render_pair(record)
+        else:
+            raise DataError(
+                "this base's tokenizer has no chat template, so chat rows cannot be rendered; "
+                'use an instruct model, or rows of {"prompt", "completion"} or {"text"}'
+            )
+        cut = self.max_length + 1  # n tokens give n - 1 predictions
+        return Example(record.row, tokens[:cut], mask[:cut], truncated=len(tokens) > cut)
+
+    def _render_text(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Plain text, every token trained, closed by an end-of-sequence token."""
+        tokens = self._plain.encode(text)
+        if not tokens or tokens[-1] not in self.tokenizer.eos_token_ids:
+            tokens.append(self.tokenizer.eos_token_id)
+        return np.asarray(tokens, np.int32), np.ones(len(tokens), bool)
+
+    def _render_pair(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+        """Without a template: the prompt's tokens, the completion's, end-of-sequence."""
+        prompt = self._plain.encode(record.messages[0]["content"])
+        completion = self._plain.encode(
+            record.messages[1]["content"], add_special_tokens=False
+        ) + [self.tokenizer.eos_token_id]
+        mask = np.zeros(len(prompt) + len(completion), bool)
+        mask[0 if self.mask == "all" else len(prompt) :] = True
+        return np.asarray(prompt + completion, np.int32), mask
+
+    def _render_chat(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+        text = self.template(record.messages, record.tools)
+        if self.mask == "all":
+            spans = [(0, len(text))]
+        else:
+            spans = self._assistant_spans(record, text)
+            if self.mask == "completion":
+                spans = spans[-1:]
+        return self._tokenize(text, spans)
+
+    def template(
+        self,
+        messages: tuple[Message, ...] | list[Message],
+        tools: Any = None,
+        prompt: bool = False,
+    ) -> str:
+        """The chat template's text; prompt=True adds the opening of an assistant turn."""
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages),
+                    tools=list(tools) if tools else None,
+                    add_generation_prompt=prompt,
+                    tokenize=False,
+                )
+            )
+        except Exception as error:  # templates raise through jinja whatever they like
+            roles = ", ".join(message["role"] for message in messages) or "no messages"
+            raise DataError(
+                f"the chat template refuses this conversation ({roles}): {error}"
+            ) from error
+
+    # --- where the assistant speaks ------------------------------------------------------
+
+    def _assistant_spans(self, record: Record, text: str) -> list[Span]:
+        messages, tools = record.messages, record.tools
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        starts = [self._start(messages, tools, i, text) for i in turns]
+        spans = []
+        for number, (turn, start) in enumerate(zip(turns, starts, strict=True)):
+            limit = starts[number + 1] if number + 1 < len(turns) else len(text)
+            spans.append((start, self._end(messages, tools, turn, text, start, limit)))
+        self._verify(messages, turns, spans, text)
+        return spans
+
+    def _start(
+        self, messages: tuple[Message, ...], tools: Any, turn: int, text: str
+    ) -> int:
+        """Where this turn's generated text begins in the whole text."""
+        if turn == 0:  # many templates cannot render no messages at all
+            return self._start_of_first(messages, tools, text)
+        opened = self.template(messages[:turn], tools, prompt=True)
+        if text.startswith(opened):
+            return len(opened)
+        before = self.template(messages[:turn], tools)
+        if not text.startswith(before):
+            raise DataError(
+                f"the chat template renders messages 1-{turn} differently once more follow "
+                f"(near {_first_difference(before, text)}), so what is trained would not be "
+                "what is generated; split such rows so that each ends with the turn to train"
+            )
+        agreed = len(os.path.commonprefix([opened, text]))
+        self._note(
+            f"the chat template opens an assistant turn with {opened[len(before) :]!r} when it "
+            f"generates, but turns in the data do not go on with {opened[agreed:]!r}; "
+            "they are trained from where both agree"
+        )
+        return agreed
+
+    def _start_of_first(self, messages: tuple[Message, ...], tools: Any, text: str) -> int:
+        place = text.find(messages[0]["content"].strip()) if messages[0]["content"] else -1
+        if place < 0:
+            raise DataError("the first message is the assistant's and empty; remove it")
+        return place
+
+    def _end(
+        self,
+        messages: tuple[Message, ...],
+        tools: Any,
+        turn: int,
+        text: str,
+        start: int,
+        limit: int,
+    ) -> int:
+        """Just after the turn's end-of-sequence token, or where the turn's text ends."""
+        content = messages[turn]["content"].strip()
+        place = text.find(content, start, limit)
+        after = place + len(content) if place >= 0 else start
+        ends = [
+            place + len(eos)
+            for eos in self._eos
+            if (place := text.find(eos, after, limit)) >= 0
+        ]
+        if ends:
+            return min(ends)
+        if turn == len(messages) - 1:
+            return len(text)
+        through = self.template(messages[: turn + 1], tools)
+        if text.startswith(through) and start < len(through) <= limit:
+            return len(through)
+        raise DataError(
+            f"the chat template closes message {turn + 1} with no end-of-sequence token "
+            f"({', '.join(self._eos) or 'none known'}) and renders it differently when more "
+            "follow, so its end cannot be found; split the row after that message"
+        )
+
+    def _verify(
+        self, messages: tuple[Message, ...], turns: list[int], spans: list[Span], text: str
+    ) -> None:
+        """Each span holds its message's words, and the gap before it the other messages'."""
+        position, first = 0, 0
+        for turn, (start, end) in zip(turns, spans, strict=True):
+            gap, place = text[position:start], 0
+            for message in messages[first:turn]:
+                words = message["content"].strip()
+                found = gap.find(words, place)
+                if found < 0 and message["role"] in ("user", "system"):
+                    raise DataError(_lost(message, "before the assistant's turn"))
+                place = max(place, found + len(words))
+            answer = messages[turn]["content"].strip()
+            if answer not in text[start:end] and "</think>" not in answer:
+                raise DataError(_lost(messages[turn], "in the span to be trained"))
+            position, first = end, turn + 1
+
+    def _tokenize(self, text: str, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+        if not self._plain.is_fast:
+            return self._tokenize_pieces(text, spans)
+        encoded = self._plain(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+        mask = np.zeros(len(offsets), bool)
+        for start, end in spans:
+            mask |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
+        return np.asarray(encoded["input_ids"], np.int32), mask
+
+    def _tokenize_pieces(self, text: str, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+        """For tokenizers without offsets: piece by piece, if that gives the same tokens."""
+        tokens: list[int] = []
+        mask: list[bool] = []
+        for start, end, trained in _pieces(spans, len(text)):
+            piece = self._plain.encode(text[start:end], add_special_tokens=False)
+            tokens += piece
+            mask += [trained] * len(piece)
+        if tokens != self._plain.encode(text, add_special_tokens=False):
+            raise DataError(
+                "this tokenizer reports no character offsets and splits the text differently "
+                "in pieces, so the trained tokens cannot be told; use --mask all"
+            )
+        return np.asarray(tokens, np.int32), np.asarray(mask, bool)
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes and len(self.notes) < 10:
+            self.notes.append(text)
+
+
+def _pieces(spans: list[Span], length: int) -> Iterator[tuple[int, int, bool]]:
+    position = 0
+    for start, end in spans:
+        yield position, start, False
+        yield start, end, True
+        position = end
+    yield position, length, False
+
+
+def _first_difference(a: str, b: str) -> str:
+    place = len(os.path.commonprefix([a, b]))
+    return repr(a[max(0, place - 15) : place + 15])
+
+
+def _lost(message: Message, where: str) -> str:
+    return (
+        f"the chat template does not show the {message['role']} message "
+        f"{message['content'][:40]!r} {where}, so its mask cannot be verified"
+    )

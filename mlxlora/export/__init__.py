@@ -1,0 +1,1 @@
+"""Models on disk: fused with an adapter, or quantized."""

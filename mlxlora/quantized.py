@@ -1,0 +1,123 @@
+"""Frozen quantized weights: widened, rounded again, and multiplied the fast way per device.
+
+Metal multiplies packed weights directly. The CPU backend does so at a few GFLOP/s, while
+BLAS reaches a hundred, so with many rows the CPU widens the weight to float32, multiplies
+and forgets it; the backward pass widens it once more instead of keeping it. The layers
+here stand in for MLX's and mlx-lm's: same parameters, same names, same mathematics.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
+
+from mlxlora.machine import on_cpu
+
+# Below this many rows (decoding) the packed product wins on the CPU too.
+MANY_ROWS = 4
+
+QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
+
+
+def widen(layer: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """The weight of a linear, embedding or experts layer, quantized or not, in dtype.
+
+    (out, in), or (experts, out, in). Dequantized in the dtype of its scales, as MLX does.
+    """
+    if not isinstance(layer, QUANTIZED):
+        return layer.weight.astype(dtype)
+    weight = mx.dequantize(
+        layer.weight,
+        layer.scales,
+        layer.get("biases"),
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+        global_scale=layer.get("global_scale"),
+    )
+    return weight.astype(dtype)
+
+
+def install_wide_products(model: nn.Module) -> None:
+    """On the CPU, let every quantized layer of the model multiply widened; else nothing."""
+    if not on_cpu():
+        return
+    stand_ins: list[tuple[str, nn.Module]] = []
+    for path, module in model.named_modules():
+        wide = _WIDE.get(type(module))
+        if wide is not None and module.get("global_scale") is None:
+            stand_ins.append((path, _like(wide, module)))
+    model.update_modules(tree_unflatten(stand_ins))
+
+
+class WideQuantizedLinear(nn.QuantizedLinear):
+    """QuantizedLinear whose product with many rows goes through float32 BLAS."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.size // x.shape[-1] < MANY_ROWS:
+            return super().__call__(x)
+        y = _product(self, x)
+        return y + self["bias"] if "bias" in self else y
+
+
+class WideQuantizedEmbedding(nn.QuantizedEmbedding):
+    """QuantizedEmbedding that, as a head over many rows, goes through float32 BLAS."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        if x.size // x.shape[-1] < MANY_ROWS:
+            return super().as_linear(x)
+        return _product(self, x)
+
+
+class WideQuantizedSwitchLinear(QuantizedSwitchLinear):
+    """Experts that, for many rows, are widened together and gathered in float32."""
+
+    def __call__(
+        self, x: mx.array, indices: mx.array, sorted_indices: bool = False
+    ) -> mx.array:
+        if indices.size < MANY_ROWS:
+            return super().__call__(x, indices, sorted_indices)
+        y = _gathered_product(self, x, indices, sorted_indices)
+        return y + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else y
+
+
+_WIDE: dict[type, type] = {
+    nn.QuantizedLinear: WideQuantizedLinear,
+    nn.QuantizedEmbedding: WideQuantizedEmbedding,
+    QuantizedSwitchLinear: WideQuantizedSwitchLinear,
+}
+
+
+def _like(kind: type, module: nn.Module) -> nn.Module:
+    """A module of another class that shares the parameters and settings of this one."""
+    twin = kind.__new__(kind)
+    nn.Module.__init__(twin)
+    twin.__dict__.update(module.__dict__)
+    for name, value in module.items():
+        twin[name] = value
+    return twin  # type: ignore[no-any-return]
+
+
+def _product(layer: Any, x: mx.array) -> mx.array:
+    """x (..., in) times the layer's weight transposed: (..., out) in x's dtype."""
+
+    @mx.custom_function
+    def product(x: mx.array) -> mx.array:
+        return (x.astype(mx.float32) @ widen(layer).T).astype(x.dtype)
+
+    @product.vjp
+    def product_vjp(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+        return (cotangent.astype(mx.float32) @ widen(layer)).astype(x.dtype)
+
+    return product(x)
+
+
+def _gathered_product(layer: Any, x: mx.array, indices: mx.array, in_order: bool) -> mx.array:
+    """x (..., 1, in) times each row's expert: (..., 1, out). gather_mm on CPU is float32 only."""
+    weight = mx.stop_gradient(widen(layer)).swapaxes(-1, -2)
+    y = mx.gather_mm(
+        x.astype(mx.float32), weight, rhs_indices=indices, sorted_indices=in_order
+    )
+    return y.astype(x.dtype)

@@ -92,6 +92,14 @@ def random_key(*numbers: int) -> mx.array:
     return mx.array(np.random.SeedSequence(numbers).generate_state(2))
 
 
+def prepare_full(model: nn.Module) -> None:
+    """Make every weight trainable, in float32, and remember the base's for detach()."""
+    own = dict(tree_flatten(model.parameters()))
+    model._mlxlora_replaced = _Replaced(own)
+    model.set_dtype(mx.float32)
+    model.unfreeze()
+
+
 def attach(model: nn.Module | Base, adapter: Adapter, *, force: bool = False) -> None:
     """Put a trained adapter into the model, replacing one that is attached.
 

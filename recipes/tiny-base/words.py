@@ -9,11 +9,17 @@ no file is read.
 from collections.abc import Callable, Sequence
 from random import Random
 
-NAMES = (
+
+def listed(text: str) -> list[str]:
+    """The words of text."""
+    return text.split()
+
+
+NAMES = listed(
     "Ana Ben Carla David Elena Farid Grace Hugo Ines Jonas Kira Liam Mona Nils Olga Pablo Quinn "
     "Rosa Sami Tara Uma Victor Wanda Yusuf Zoe Mia Leo Nora Ivan Ruth Omar Lena Paul Sofia Marco"
-).split()
-NOUNS = (
+)
+NOUNS = listed(
     "apple bag ball basket bell bicycle blanket book boot bottle box bread brush bucket button "
     "cake camera candle carpet chair cheese clock coat coin cup curtain desk dish door drum egg "
     "engine fan flower fork garden glass glove guitar hammer hat honey jacket jar key kite knife "
@@ -21,35 +27,35 @@ NOUNS = (
     "pear pen pencil pepper phone piano picture pillow pipe plant plate pocket potato radio rice "
     "ring rope salt shelf shirt shoe soap sock spoon stamp stone stove sugar table tea ticket "
     "tomato towel toy tray umbrella vase violin wallet watch window wire"
-).split()
-ADJECTIVES = (
+)
+ADJECTIVES = listed(
     "big small old new red blue green black white yellow round long short heavy light clean warm "
     "cold soft wooden broken empty full sweet quiet bright"
-).split()
-VERBS = (
+)
+VERBS = listed(
     "clean open close paint fix find wash carry sell buy bring move check count send pack print "
     "draw order lift return hide borrow polish collect measure feed water book call visit"
-).split()
-PEOPLE = (
+)
+PEOPLE = listed(
     "bank doctor teacher neighbour plumber baker landlord dentist librarian driver manager "
     "office school garage hotel museum"
-).split()
+)
 ROOMS = [
-    *"kitchen bedroom bathroom hall office garage cellar attic library studio nursery".split(),
+    *listed("kitchen bedroom bathroom hall office garage cellar attic library studio nursery"),
     *(f"{use} room" for use in ("dining", "living", "guest", "laundry")),
 ]
-PLACES = (
+PLACES = listed(
     "market station park harbour square bridge river airport school hotel museum church theatre "
     "cafe forest beach village castle farm"
-).split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = (
+)
+DAYS = listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+MONTHS = listed(
     "January February March April May June July August September October November December"
-).split()
-COLOURS = "red blue green yellow white black orange purple pink brown grey".split()
+)
+COLOURS = listed("red blue green yellow white black orange purple pink brown grey")
 
-ONSETS = "b c d f g h j k l m n p r s t v w z br cr dr gr kr pl st tr sh th".split()
-VOWELS = "a e i o u a e i o ai ou".split()
+ONSETS = listed("b c d f g h j k l m n p r s t v w z br cr dr gr kr pl st tr sh th")
+VOWELS = listed("a e i o u a e i o ai ou")
 CODAS = ["", "", "", "", "n", "r", "l", "s", "k", "m", "t", "nd", "x"]
 
 

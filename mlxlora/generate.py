@@ -1,0 +1,105 @@
+"""Prompts to text, with whatever is attached to the model: one answer streamed, or many at once.
+
+mlx-lm does the decoding. Prompts are rendered by the same template as training rows, so
+what was trained is what is asked.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import BatchGenerator, stream_generate
+from mlx_lm.sample_utils import make_sampler
+
+from mlxlora.data.records import Message
+from mlxlora.errors import DataError
+
+BATCH = 32  # prompts decoded together
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy; otherwise seeded sampling from the top_p nucleus."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def chat_tokens(tokenizer: Any, messages: Sequence[Message], tools: Any = None) -> list[int]:
+    """Token ids of a conversation with an assistant turn opened."""
+    try:
+        return list(
+            tokenizer.apply_chat_template(
+                list(messages), tools=tools, add_generation_prompt=True, tokenize=True
+            )
+        )
+    except Exception as error:  # templates raise through jinja whatever they like
+        raise DataError(f"the chat template refuses this conversation: {error}") from error
+
+
+def prompt_tokens(tokenizer: Any, prompt: str, *, raw: bool) -> list[int]:
+    """Token ids of one prompt: as a user's turn, or raw text to be continued."""
+    if raw or not tokenizer.has_chat_template:
+        return list(tokenizer.encode(prompt))
+    return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
+
+
+def stream(
+    model: nn.Module,
+    tokenizer: Any,
+    tokens: list[int],
+    sampling: Sampling,
+    cache: list[Any] | None = None,
+) -> Iterator[Any]:
+    """mlx-lm's responses (.text, .token, .finish_reason, rates) for one prompt.
+
+    tokens are what the cache does not hold yet, at least one.
+    """
+    mx.random.seed(sampling.seed)
+    sampler = make_sampler(temp=sampling.temperature, top_p=sampling.top_p)
+    yield from stream_generate(
+        model,
+        tokenizer,
+        tokens,
+        max_tokens=sampling.max_tokens,
+        sampler=sampler,
+        prompt_cache=cache,
+    )
+
+
+def answer(model: nn.Module, tokenizer: Any, tokens: list[int], max_tokens: int) -> str:
+    """The greedy answer to one prompt."""
+    responses = stream(model, tokenizer, tokens, Sampling(max_tokens=max_tokens))
+    return "".join(response.text for response in responses)
+
+
+def answer_all(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], max_tokens: int
+) -> Iterator[tuple[int, str]]:
+    """(number of the prompt, greedy answer), as they finish, decoded in batches."""
+    generator = BatchGenerator(
+        model,
+        stop_tokens=[[token] for token in tokenizer.eos_token_ids],
+        completion_batch_size=BATCH,
+        prefill_batch_size=BATCH,
+    )
+    try:
+        numbers = {
+            uid: number
+            for number, uid in enumerate(
+                generator.insert([list(p) for p in prompts], [max_tokens] * len(prompts))
+            )
+        }
+        answers: dict[int, list[int]] = {uid: [] for uid in numbers}
+        while responses := generator.next_generated():
+            for response in responses:
+                if response.finish_reason != "stop":
+                    answers[response.uid].append(response.token)
+                if response.finish_reason is not None:
+                    yield numbers[response.uid], tokenizer.decode(answers.pop(response.uid))
+    finally:
+        generator.close()

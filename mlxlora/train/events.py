@@ -1,0 +1,98 @@
+"""What a run says of itself: frozen dataclasses, one kind an event, and their JSON.
+
+train() yields these; the console, log.jsonl and tests read them. Losses are means over
+supervised tokens, in nats.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is about to be trained."""
+
+    updates: int
+    rows: int
+    valid_rows: int
+    skipped_rows: int  # bad rows left out, with data.on_bad_row = "skip"
+    trainable: int  # parameters
+    parameters: int  # of the whole model
+    adapted: int  # modules
+    learning_rate: float
+    shapes: tuple[tuple[int, int], ...]  # (rows, tokens) of the micro-batches
+    device: str
+    notes: tuple[str, ...]  # what the data's rendering found worth saying
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer update."""
+
+    update: int
+    epoch: float
+    loss: float
+    tokens: int  # supervised
+    learning_rate: float
+    grad_norm: float  # before clipping
+    seconds: float
+    peak_memory: int  # bytes, MLX's own count
+
+
+@dataclass(frozen=True)
+class Eval:
+    """A pass over the validation rows."""
+
+    update: int  # 0: before training
+    loss: float
+    perplexity: float
+    tokens: int
+    best: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Saved:
+    update: int
+    path: str
+    why: str  # "best", "last" or "interrupted"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An answer to one of eval.prompts."""
+
+    update: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    update: int
+    reason: str  # "finished", "early stop" or "interrupted"
+    adapter: str
+    best_update: int
+    valid_loss_before: float | None
+    valid_loss: float | None  # of the adapter kept
+    seconds: float
+    dropped_rows: int  # per epoch, nothing left to train
+    truncated_rows: int  # per epoch
+    peak_memory: int  # bytes
+
+
+Event = Start | Step | Eval | Saved | Sample | Done
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite instead of an overflow."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def to_json(event: Event) -> str:
+    """One line of log.jsonl: {"event": "step", "update": 12, "loss": ...}."""
+    named: dict[str, Any] = {"event": type(event).__name__.lower()}
+    return json.dumps({**named, **dataclasses.asdict(event)}, ensure_ascii=False)

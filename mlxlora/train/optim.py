@@ -1,0 +1,68 @@
+"""The optimizer, its learning rate at every update, and clipping.
+
+Schedules count optimizer updates and are plain functions of the update's number, so a rate
+depends on nothing that would have to be saved.
+"""
+
+import math
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.optimizers as opt
+from mlx.utils import tree_flatten
+
+from mlxlora.config import LoraConfig, TrainConfig
+from mlxlora.errors import ConfigError
+
+LARGE = 14_000_000_000  # parameters from which the default rate is halved
+FINAL_SHARE = 0.1  # of the peak, at the end of the cosine
+
+# A new optimizer is one line: name -> (config -> MLX optimizer).
+OPTIMIZERS: dict[str, Callable[[TrainConfig], opt.Optimizer]] = {
+    "adamw": lambda c: opt.AdamW(0.0, weight_decay=c.weight_decay, bias_correction=True),
+    "adam": lambda c: opt.Adam(0.0, bias_correction=True),
+    "lion": lambda c: opt.Lion(0.0, weight_decay=c.weight_decay),
+    "adafactor": lambda c: opt.Adafactor(
+        0.0, relative_step=False, scale_parameter=False, weight_decay=c.weight_decay
+    ),
+    "sgd": lambda c: opt.SGD(0.0, weight_decay=c.weight_decay),
+    "muon": lambda c: opt.Muon(0.0, weight_decay=c.weight_decay),
+}
+
+# name -> share of the peak rate at progress 0..1 after warmup
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda t: FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * t)) / 2,
+    "linear": lambda t: 1 - t,
+    "constant": lambda t: 1.0,
+}
+
+
+def make_optimizer(config: TrainConfig) -> opt.Optimizer:
+    """The optimizer, its rate still 0. Raises ConfigError for what it cannot honour."""
+    if config.optimizer == "adam" and config.weight_decay:
+        raise ConfigError("train.optimizer = 'adam' knows no weight_decay; use 'adamw'")
+    return OPTIMIZERS[config.optimizer](config)
+
+
+def peak_rate(train: TrainConfig, lora: LoraConfig, parameters: int) -> float:
+    """train.learning_rate, or the default for this method and size of model."""
+    if train.learning_rate:
+        return train.learning_rate
+    if lora.method == "full":
+        return 2e-5
+    return 1e-4 if parameters >= LARGE else 2e-4
+
+
+def learning_rate(config: TrainConfig, peak: float, update: int, updates: int) -> float:
+    """The rate of update 1..updates: linear warmup, then the schedule."""
+    warmup = config.warmup if config.warmup >= 1 else round(config.warmup * updates)
+    if update <= warmup:
+        return peak * update / warmup
+    progress = (update - warmup) / max(1, updates - warmup)
+    return peak * SCHEDULES[config.schedule](min(1.0, progress))
+
+
+def global_norm(gradients: dict[str, object]) -> mx.array:
+    """The Euclidean norm over all gradients together, float32."""
+    leaves = [g for _, g in tree_flatten(gradients)]
+    return mx.sqrt(sum((g.astype(mx.float32).square().sum() for g in leaves), mx.array(0.0)))

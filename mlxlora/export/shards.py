@@ -1,0 +1,102 @@
+"""A model directory written tensor by tensor: shards, index, config, tokenizer files.
+
+Tensors come from an iterator and are let go once their shard is on disk, so the peak is one
+shard. The directory appears whole or not at all.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+
+from mlxlora.errors import ExportError
+from mlxlora.files import atomic_directory, refuse_existing, save_tensors, write_json
+
+SHARD_BYTES = 4 << 30
+SPARE_BYTES = 64 << 20  # of disk, beyond the estimate
+_OURS = {"config.json", "model.safetensors.index.json", "README.md"}  # not copied
+_COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "LICENSE*")
+
+
+def write_model(
+    directory: Path,
+    tensors: Iterator[tuple[str, mx.array]],
+    config: dict[str, Any],
+    source: Path,
+    expected_bytes: int,
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
+    """Write a model that mlx-lm loads; return the bytes of its tensors.
+
+    source is the base's directory, for tokenizer, template and generation config. Raises
+    ExportError if directory exists or the disk has no room for expected_bytes.
+    """
+    refuse_existing(directory)
+    with atomic_directory(directory) as temporary:
+        free = shutil.disk_usage(temporary).free
+        if free < expected_bytes + SPARE_BYTES:
+            raise ExportError(
+                f"{directory} needs about {expected_bytes / 1e9:.1f} GB and the disk has "
+                f"{free / 1e9:.1f} GB free"
+            )
+        sizes = _write_shards(temporary, tensors, shard_bytes)
+        write_json(temporary / "config.json", dict(sorted(config.items())))
+        copy_companions(source, temporary)
+    return sum(sizes.values())
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy tokenizer, template, generation config and licence byte for byte."""
+    for pattern in _COPIED:
+        for file in source.glob(pattern):
+            if file.name not in _OURS and file.is_file():
+                shutil.copy(file, target / file.name)
+
+
+def taken_tensors(model: nn.Module) -> dict[str, mx.array]:
+    """The model's parameters, which the model itself then no longer holds."""
+    tensors = dict(tree_flatten(model.parameters()))
+    model.update(tree_map(lambda _: mx.array(0), model.parameters()))
+    return tensors
+
+
+def _write_shards(
+    directory: Path, tensors: Iterator[tuple[str, mx.array]], shard_bytes: int
+) -> dict[str, int]:
+    """Returns tensor name -> bytes. Shards get their final names once their number is known."""
+    sizes: dict[str, int] = {}
+    homes: dict[str, int] = {}
+    shard: dict[str, mx.array] = {}
+    held = count = 0
+    for name, array in tensors:
+        if shard and held + array.nbytes > shard_bytes:
+            _write_shard(directory, count, shard)
+            held, count = 0, count + 1
+        mx.eval(array)
+        shard[name], sizes[name], homes[name] = array, array.nbytes, count
+        held += array.nbytes
+        del array
+    _write_shard(directory, count, shard)
+    names = [
+        "model.safetensors" if count == 0 else f"model-{n + 1:05d}-of-{count + 1:05d}.safetensors"
+        for n in range(count + 1)
+    ]
+    for number, name in enumerate(names):
+        (directory / f"part-{number}").rename(directory / name)
+    index = {
+        "metadata": {"total_size": sum(sizes.values())},
+        "weight_map": {name: names[homes[name]] for name in sorted(homes)},
+    }
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return sizes
+
+
+def _write_shard(directory: Path, number: int, shard: dict[str, mx.array]) -> None:
+    save_tensors(directory / f"part-{number}", shard, {"format": "mlx"})
+    shard.clear()
+    mx.clear_cache()

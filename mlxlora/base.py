@@ -64,9 +64,7 @@ class Base:
         return total
 
 
-def load(
-    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> Base:
+def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Base:
     """Load a base model and its tokenizer from a directory or the Hub.
 
     Raises ModelError naming what is missing or damaged. On the CPU the floating-point

@@ -218,10 +218,10 @@ class RunConfig:
     def to_toml(self) -> str:
         """The resolved config as TOML that RunConfig.load reads back to an equal value."""
         tree = self.to_dict()
-        lines = [f"{k} = {_toml(v)}" for k, v in tree.items() if not isinstance(v, dict)]
+        lines = [f"{k} = {toml_value(v)}" for k, v in tree.items() if not isinstance(v, dict)]
         for table, values in tree.items():
             if isinstance(values, dict):
-                lines += ["", f"[{table}]", *(f"{k} = {_toml(v)}" for k, v in values.items())]
+                lines += ["", f"[{table}]", *(f"{k} = {toml_value(v)}" for k, v in values.items())]
         return "\n".join(lines) + "\n"
 
 
@@ -362,13 +362,16 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _toml(value: Any) -> str:
-    """TOML and JSON agree on strings, numbers, booleans and lists; tables are written inline."""
+def toml_value(value: Any) -> str:
+    """A value as TOML, which agrees with JSON on strings, numbers, booleans and lists.
+
+    Tables are written inline.
+    """
     if isinstance(value, dict):
-        inner = ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items())
+        inner = ", ".join(f"{toml_value(k)} = {toml_value(v)}" for k, v in value.items())
         return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
     if isinstance(value, str):  # TOML knows no surrogate pairs and wants DEL escaped
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return json.dumps(value)

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from mlxlora.errors import ExportError, ModelError
 
@@ -22,7 +22,7 @@ SAMPLE_BYTES = 4096  # read from each end of a tensor for its fingerprint
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary neighbour of path for writing; on success it becomes path.
 
     Any error (a full disk included) removes the temporary file and leaves path as it was.

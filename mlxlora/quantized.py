@@ -74,30 +74,28 @@ class WideQuantizedEmbedding(nn.QuantizedEmbedding):
 class WideQuantizedSwitchLinear(QuantizedSwitchLinear):
     """Experts that, for many rows, are widened together and gathered in float32."""
 
-    def __call__(
-        self, x: mx.array, indices: mx.array, sorted_indices: bool = False
-    ) -> mx.array:
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         if indices.size < MANY_ROWS:
             return super().__call__(x, indices, sorted_indices)
         y = _gathered_product(self, x, indices, sorted_indices)
         return y + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else y
 
 
-_WIDE: dict[type, type] = {
+_WIDE: dict[type, type[nn.Module]] = {
     nn.QuantizedLinear: WideQuantizedLinear,
     nn.QuantizedEmbedding: WideQuantizedEmbedding,
     QuantizedSwitchLinear: WideQuantizedSwitchLinear,
 }
 
 
-def _like(kind: type, module: nn.Module) -> nn.Module:
+def _like(kind: type[nn.Module], module: nn.Module) -> nn.Module:
     """A module of another class that shares the parameters and settings of this one."""
     twin = kind.__new__(kind)
     nn.Module.__init__(twin)
     twin.__dict__.update(module.__dict__)
     for name, value in module.items():
         twin[name] = value
-    return twin  # type: ignore[no-any-return]
+    return twin
 
 
 def _product(layer: Any, x: mx.array) -> mx.array:
@@ -111,13 +109,12 @@ def _product(layer: Any, x: mx.array) -> mx.array:
     def product_vjp(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
         return (cotangent.astype(mx.float32) @ widen(layer)).astype(x.dtype)
 
-    return product(x)
+    y: mx.array = product(x)
+    return y
 
 
 def _gathered_product(layer: Any, x: mx.array, indices: mx.array, in_order: bool) -> mx.array:
     """x (..., 1, in) times each row's expert: (..., 1, out). gather_mm on CPU is float32 only."""
     weight = mx.stop_gradient(widen(layer)).swapaxes(-1, -2)
-    y = mx.gather_mm(
-        x.astype(mx.float32), weight, rhs_indices=indices, sorted_indices=in_order
-    )
+    y = mx.gather_mm(x.astype(mx.float32), weight, rhs_indices=indices, sorted_indices=in_order)
     return y.astype(x.dtype)

@@ -122,9 +122,7 @@ class Feed:
         return kept
 
 
-def render_row(
-    rows: Rows, number: int, renderer: Renderer, skip_refused: bool
-) -> Example | None:
+def render_row(rows: Rows, number: int, renderer: Renderer, skip_refused: bool) -> Example | None:
     """The example of a row; None if refused and that is to be skipped.
 
     Raises DataError with file:line.
@@ -214,8 +212,8 @@ def _plan(
 ) -> tuple[int, list[tuple[Shape, int, int]]]:
     """The cheapest cut of ascending lengths into shapes: (cost, [(shape, start, end)]).
 
-    The cost is in tokens, padding included. Dynamic programming over prefixes; a group always takes as many rows as its shape
-    holds, since serving fewer rows never costs more.
+    The cost is in tokens, padding included. Dynamic programming over prefixes; a group
+    takes as many rows as its shape holds, since serving fewer in all never costs more.
     """
     best: list[tuple[int, int, Shape]] = [(0, 0, (0, 0))]
     for end in range(1, len(lengths) + 1):

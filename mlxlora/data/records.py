@@ -122,9 +122,7 @@ def _conversation(turns: Any, role_key: str, content_key: str, tools: Any) -> Re
     )
     if not any(message["role"] == "assistant" for message in messages):
         raise RowFault("no assistant turn, so there is nothing to train on")
-    return Record(
-        row=-1, kind="chat", messages=messages, tools=tuple(tools) if tools else None
-    )
+    return Record(row=-1, kind="chat", messages=messages, tools=tuple(tools) if tools else None)
 
 
 def _message(turn: Any, role_key: str, content_key: str, number: int) -> Message:
@@ -188,9 +186,8 @@ def _unknown_keys(row: Row) -> str:
     if len(texts) == 1:
         example = {"text": texts[0]}
     hint = " ".join(f"--set data.columns.{ours}={theirs}" for ours, theirs in example.items())
-    return (
-        f"no known row format in the keys {_names(row)}. Known: {_FORMATS_TEXT}."
-        + (f" Name the columns, for example: {hint}" if hint else "")
+    return f"no known row format in the keys {_names(row)}. Known: {_FORMATS_TEXT}." + (
+        f" Name the columns, for example: {hint}" if hint else ""
     )
 
 
@@ -275,8 +272,10 @@ class RowFile:
         """Why this line cannot be used, or None."""
         try:
             row = orjson.loads(line)
-            if type(row) is dict and row.keys() == self._plain_keys and all(
-                type(value) is str for value in row.values()
+            if (
+                type(row) is dict
+                and row.keys() == self._plain_keys
+                and all(type(value) is str for value in row.values())
             ):
                 return None  # the same keys as a good row, all text: nothing left to check
             record = parse(row, self._columns)

@@ -88,9 +88,8 @@ class Renderer:
     def _render_pair(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         """Without a template: the prompt's tokens, the completion's, end-of-sequence."""
         prompt = self._plain.encode(record.messages[0]["content"])
-        completion = self._plain.encode(
-            record.messages[1]["content"], add_special_tokens=False
-        ) + [self.tokenizer.eos_token_id]
+        completion = self._plain.encode(record.messages[1]["content"], add_special_tokens=False)
+        completion.append(self.tokenizer.eos_token_id)
         mask = np.zeros(len(prompt) + len(completion), bool)
         mask[0 if self.mask == "all" else len(prompt) :] = True
         return np.asarray(prompt + completion, np.int32), mask
@@ -140,9 +139,7 @@ class Renderer:
         self._verify(messages, turns, spans, text)
         return spans
 
-    def _start(
-        self, messages: tuple[Message, ...], tools: Any, turn: int, text: str
-    ) -> int:
+    def _start(self, messages: tuple[Message, ...], tools: Any, turn: int, text: str) -> int:
         """Where this turn's generated text begins in the whole text."""
         if turn == 0:  # many templates cannot render no messages at all
             return self._start_of_first(messages, tools, text)
@@ -184,9 +181,7 @@ class Renderer:
         place = text.find(content, start, limit)
         after = place + len(content) if place >= 0 else start
         ends = [
-            place + len(eos)
-            for eos in self._eos
-            if (place := text.find(eos, after, limit)) >= 0
+            place + len(eos) for eos in self._eos if (place := text.find(eos, after, limit)) >= 0
         ]
         if ends:
             return min(ends)

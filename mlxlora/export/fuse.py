@@ -10,7 +10,7 @@ against the delta and reported.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -207,7 +207,7 @@ class _Plan:
             written["bias"] = parts["bias"]
         if delta is not None:
             error = mx.linalg.norm(seen - weight) / mx.maximum(mx.linalg.norm(delta), 1e-30)
-            result.errors.append(error.item())
+            result.errors.append(cast(float, error.item()))
         for leaf in parts:
             module[leaf] = mx.array(0)
         for leaf in list(written):
@@ -221,9 +221,7 @@ class _Plan:
             cast = weight.astype(dtype)
             return {"weight": cast}, cast.astype(mx.float32)
         settings = self._settings(path)
-        packed, scales, *biases = mx.quantize(weight.astype(dtype), **settings)
-        seen = mx.dequantize(packed, scales, *biases, **settings)
-        parts = {"weight": packed, "scales": scales}
-        if biases:
-            parts["biases"] = biases[0]
+        names = ("weight", "scales", "biases")  # biases only in affine mode
+        parts = dict(zip(names, mx.quantize(weight.astype(dtype), **settings), strict=False))
+        seen = mx.dequantize(parts["weight"], parts["scales"], parts.get("biases"), **settings)
         return parts, seen.astype(mx.float32)

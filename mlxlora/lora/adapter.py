@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -79,7 +79,8 @@ class Adapter:
                     f"{file} is not the file that {PROVENANCE} describes (its hash differs); "
                     "it was changed or damaged after training"
                 )
-        return cls._from_config(directory, config, mx.load(str(file)), provenance)
+        weights = cast(dict[str, mx.array], mx.load(str(file)))
+        return cls._from_config(directory, config, weights, provenance)
 
     @classmethod
     def _from_config(
@@ -95,8 +96,8 @@ class Adapter:
         if method == "full":
             return cls("full", weights, provenance=provenance)
         parameters = config.get("lora_parameters")
-        scale = parameters.get("scale") if isinstance(parameters, dict) else None
-        rank = parameters.get("rank") if isinstance(parameters, dict) else None
+        parameters = parameters if isinstance(parameters, dict) else {}
+        scale, rank = parameters.get("scale"), parameters.get("rank")
         if not isinstance(scale, int | float) or not isinstance(rank, int):
             raise AdapterError(f"{directory / CONFIG} has no lora_parameters.rank and .scale")
         strange = [n for n in weights if n.rpartition(".")[2] not in ("lora_a", "lora_b")]
@@ -125,6 +126,29 @@ class Adapter:
             }
             write_json(temporary / PROVENANCE, record)
         return directory
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What a person wants to know of it: label and value."""
+        told = self.provenance
+        base, metrics = told.get("base", {}), told.get("metrics", {})
+        facts = [("method", self.method), ("layers", f"{len(self.modules)}")]
+        if self.method == "lora":
+            facts.append(("rank", f"{self.rank}, alpha {self.alpha:g} (scale {self.scale:g})"))
+        parameters = sum(array.size for array in self.weights.values())
+        facts.append(("parameters", f"{parameters:,}"))
+        if base:
+            facts.append(("base", f"{base['name']} ({base['quantization']})"))
+        for name, file in told.get("data", {}).get("files", {}).items():
+            facts.append((f"{name} rows", f"{file['rows']:,} {self.format} in {file['path']}"))
+        if metrics:
+            facts.append(("update", f"{metrics['update']} of {metrics['updates']}"))
+            before, after = metrics.get("valid_loss_before"), metrics.get("valid_loss")
+            if before is not None and after is not None:
+                facts.append(("validation loss", f"{before:.4f} before, {after:.4f} after"))
+        facts += [(name, text) for name, text in told.get("versions", {}).items()]
+        if not told:
+            facts.append(("provenance", "none (not written by mlxlora)"))
+        return facts
 
     def config(self) -> dict[str, Any]:
         """adapter_config.json: the keys mlx-lm reads, and alpha for the human eye."""

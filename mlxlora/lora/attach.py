@@ -194,7 +194,7 @@ def _filled(
         elif tuple(array.shape) != shape:
             faults.append(f"{path}.{name}: adapter {tuple(array.shape)}, base {shape}")
     layer = kind(module, rank, adapter.scale, 0.0)
-    layer.lora_a, layer.lora_b = weights["lora_a"], weights["lora_b"]
+    layer.update({name: array for name, array in weights.items() if array is not None}, False)
     return layer
 
 

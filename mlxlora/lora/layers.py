@@ -17,7 +17,6 @@ import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 
-
 class LowRank(nn.Module):
     """What the layers share. Subclasses hold the base under the name mlx-lm gives it.
 
@@ -129,9 +128,7 @@ class LoRASwitchLinear(LowRank):
         """(experts, out, in)."""
         return scale * (lora_b.astype(mx.float32) @ lora_a.astype(mx.float32))
 
-    def __call__(
-        self, x: mx.array, indices: mx.array, sorted_indices: bool = False
-    ) -> mx.array:
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         z = self.dropped(x)
         for factor in (self.lora_a, self.lora_b):
             z = mx.gather_mm(
@@ -173,5 +170,3 @@ def _weight_shape(base: nn.Module) -> tuple[int, ...]:
     if "scales" in base:
         return (*shape[:-1], shape[-1] * 32 // base.bits)
     return shape
-
-

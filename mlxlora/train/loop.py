@@ -284,4 +284,3 @@ class _Session:
             truncated_rows=tally.truncated,
             peak_memory=peak_memory(),
         )
-

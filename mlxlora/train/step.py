@@ -7,7 +7,7 @@ weights or the optimizer. Each micro-batch shape is compiled once, the applicati
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -56,7 +56,8 @@ class Stepper:
         tokens = sum(batch.tokens for batch in batches)
         norm = self._norm(summed)
         mx.eval(norm, loss)
-        return loss.item() / tokens, norm.item() / tokens, tokens, summed
+        mean_loss, mean_norm = (cast(float, x.item()) / tokens for x in (loss, norm))
+        return mean_loss, mean_norm, tokens, summed
 
     def apply(self, gradients: Gradients, norm: float, tokens: int, rate: float) -> None:
         """Clip by the global norm and update the parameters. Not waited for."""

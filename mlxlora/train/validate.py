@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -37,6 +38,6 @@ class Validator:
             loss, count = self._loss(
                 mx.array(batch.inputs), mx.array(batch.targets), mx.array(batch.mask)
             )
-            total += loss.item()
-            tokens += int(count.item())
+            total += cast(float, loss.item())
+            tokens += cast(int, count.item())
         return (total / tokens if tokens else float("nan")), tokens

@@ -141,12 +141,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str
     """Write MLX arrays as safetensors, whole or not at all.
 
     The file object is Python's own, so that a full disk is an error: given a name,
-    mx.save_safetensors does not notice one.
+    mx.save_safetensors does not notice one. Tensors are handed over in order of name, so
+    that equal tensors give equal bytes.
     """
     import mlx.core as mx
 
     with atomic_file(path) as file:
-        mx.save_safetensors(file, dict(tensors), metadata=metadata)
+        mx.save_safetensors(file, dict(sorted(tensors.items())), metadata=metadata)
 
 
 def _swap_in(temporary: Path, path: Path) -> None:

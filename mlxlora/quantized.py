@@ -90,7 +90,7 @@ _WIDE: dict[type, type[nn.Module]] = {
 
 def _like(kind: type[nn.Module], module: nn.Module) -> nn.Module:
     """A module of another class that shares the parameters and settings of this one."""
-    twin = kind.__new__(kind)
+    twin: nn.Module = kind.__new__(kind)  # type: ignore[call-overload]
     nn.Module.__init__(twin)
     twin.__dict__.update(module.__dict__)
     for name, value in module.items():
@@ -98,7 +98,7 @@ def _like(kind: type[nn.Module], module: nn.Module) -> nn.Module:
     return twin
 
 
-def _product(layer: Any, x: mx.array) -> mx.array:
+def _product(layer: Any, x: mx.array) -> Any:
     """x (..., in) times the layer's weight transposed: (..., out) in x's dtype."""
 
     @mx.custom_function
@@ -109,8 +109,7 @@ def _product(layer: Any, x: mx.array) -> mx.array:
     def product_vjp(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
         return (cotangent.astype(mx.float32) @ widen(layer)).astype(x.dtype)
 
-    y: mx.array = product(x)
-    return y
+    return product(x)
 
 
 def _gathered_product(layer: Any, x: mx.array, indices: mx.array, in_order: bool) -> mx.array:

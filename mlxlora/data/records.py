@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import shutil
 import tempfile
+import weakref
 import zlib
 from array import array
 from collections import Counter
@@ -219,6 +220,7 @@ class RowFile:
         self._skip = data.on_bad_row == "skip"
         self._plain_keys: set[str] | None = None
         self._file = _opened(path)
+        weakref.finalize(self, self._file.close)
         self.offsets, self.hashes = self._scan()
         self.digest = hashlib.sha256(self.hashes.tobytes()).hexdigest()  # of the usable rows
         if not len(self.offsets):
@@ -305,15 +307,23 @@ def _opened(path: Path) -> IO[bytes]:
     try:
         if path.suffix != ".gz":
             return path.open("rb", buffering=1 << 18)
-        plain = tempfile.TemporaryFile(buffering=1 << 18)  # noqa: SIM115 (owned by the RowFile)
-        with gzip.open(path, "rb") as packed:
-            shutil.copyfileobj(packed, plain, 1 << 20)
-        plain.seek(0)
-        return plain
+        return _unpacked(path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a whole gzip file: {error}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    plain = tempfile.TemporaryFile(buffering=1 << 18)  # noqa: SIM115 (closed with the RowFile)
+    try:
+        with gzip.open(path, "rb") as packed:
+            shutil.copyfileobj(packed, plain, 1 << 20)
+    except BaseException:
+        plain.close()
+        raise
+    plain.seek(0)
+    return plain
 
 
 def _broken_line(line: bytes, error: orjson.JSONDecodeError) -> str:

@@ -69,8 +69,9 @@ def targets(model: nn.Module, config: LoraConfig) -> list[str]:
 def new_layers(model: nn.Module, config: LoraConfig, seed: int) -> list[str]:
     """Put fresh low-rank layers over the targets and train only these; return their paths.
 
-    Each layer's A depends on the seed and its place only.
+    Each layer's A depends on the seed and its place only. What was attached is taken out.
     """
+    detach(model)
     paths = targets(model, config)
     modules = dict(model.named_modules())
     fresh: list[tuple[str, nn.Module]] = []
@@ -194,7 +195,8 @@ def _filled(
         elif tuple(array.shape) != shape:
             faults.append(f"{path}.{name}: adapter {tuple(array.shape)}, base {shape}")
     layer = kind(module, rank, adapter.scale, 0.0)
-    layer.update({name: array for name, array in weights.items() if array is not None}, False)
+    for name, array in weights.items():
+        layer[name] = array
     return layer
 
 

@@ -96,10 +96,15 @@ def _compiled_accumulate(model: nn.Module) -> Callable[..., tuple[mx.array, Grad
 def _compiled_apply(
     model: nn.Module, optimizer: opt.Optimizer
 ) -> Callable[[Gradients, mx.array], None]:
-    state = [model.state, optimizer.state]
+    """Only the trained arrays are replaced: the base keeps the very arrays it had."""
+    state = [optimizer.state]
 
     @partial(mx.compile, inputs=state, outputs=state)
-    def apply(gradients: Gradients, factor: mx.array) -> None:
-        optimizer.update(model, tree_map(lambda g: g * factor, gradients))
+    def updated(parameters: Gradients, gradients: Gradients, factor: mx.array) -> Gradients:
+        scaled = tree_map(lambda g: g * factor, gradients)
+        return cast(Gradients, optimizer.apply_gradients(scaled, parameters))
 
-    return apply  # type: ignore[no-any-return]
+    def apply(gradients: Gradients, factor: mx.array) -> None:
+        model.update(updated(model.trainable_parameters(), gradients, factor))
+
+    return apply

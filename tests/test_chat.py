@@ -1,0 +1,74 @@
+from conftest import randomized
+
+from mlxlora.chat import Conversation
+from mlxlora.config import LoraConfig
+from mlxlora.generate import Sampling, answer, chat_tokens
+from mlxlora.lora.attach import collect, detach, new_layers
+
+GREEDY = Sampling(max_tokens=10)
+
+
+def adapter_of(base, **provenance):
+    new_layers(base.model, LoraConfig(rank=2), 0)
+    randomized(base.model)
+    adapter = collect(base.model, LoraConfig(rank=2), provenance)
+    detach(base.model)
+    return adapter
+
+
+def said(conversation, text) -> str:
+    return "".join(conversation.say(text))
+
+
+def test_the_cache_is_reused_and_answers_are_those_of_a_fresh_prompt(dense):
+    chat = Conversation(dense, None, GREEDY)
+    chat.system = "be brief"
+    messages = [{"role": "system", "content": "be brief"}]
+    for turn, text in enumerate(("hello", "and then?", "why?")):
+        messages.append({"role": "user", "content": text})
+        expected = answer(dense.model, dense.tokenizer, chat_tokens(dense.tokenizer, messages), 10)
+        assert said(chat, text) == expected
+        messages.append({"role": "assistant", "content": expected})
+        assert (chat.reused > 20) == (turn > 0)
+
+
+def test_reset_and_system_start_over(dense):
+    chat = Conversation(dense, None, GREEDY)
+    first = said(chat, "hello")
+    said(chat, "more")
+    chat.reset()
+    assert said(chat, "hello") == first
+
+
+def test_switching_the_adapter_forgets_the_cache_not_the_conversation(dense):
+    adapter = adapter_of(dense)
+    chat = Conversation(dense, None, GREEDY)
+    bare = said(chat, "hello")
+    chat.use(adapter)
+    chat.reset()
+    tuned = said(chat, "hello")
+    assert tuned != bare
+    chat.use(None)
+    assert len(chat.history) == 2
+    chat.reset()
+    assert said(chat, "hello") == bare
+
+
+def test_an_adapter_trained_on_plain_text_continues_plain_text(dense):
+    assert Conversation(dense, adapter_of(dense, data={"format": "text"}), GREEDY).raw
+    assert not Conversation(dense, adapter_of(dense, data={"format": "chat"}), GREEDY).raw
+    assert Conversation(dense, None, GREEDY, raw=True).raw
+
+
+def test_an_answer_cut_off_joins_the_history(dense):
+    chat = Conversation(dense, None, GREEDY)
+    pieces = chat.say("hello")
+    heard = next(pieces)
+    pieces.close()
+    assert chat.history[-1] == {"role": "assistant", "content": heard}
+    assert said(chat, "go on") is not None
+
+
+def test_sampling_is_seeded(dense):
+    hot = Sampling(max_tokens=10, temperature=2.0, seed=4)
+    assert said(Conversation(dense, None, hot), "x") == said(Conversation(dense, None, hot), "x")

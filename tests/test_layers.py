@@ -1,0 +1,98 @@
+"""Our layers against mlx-lm's, on the same weights."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from conftest import worst
+from mlx_lm.models.switch_layers import SwitchLinear
+from mlx_lm.tuner import lora as reference
+
+from mlxlora.lora.layers import LoRAEmbedding, LoRALinear, LoRASwitchLinear, merge_delta
+from mlxlora.quantized import widen
+
+RANK, SCALE = 4, 2.5
+
+
+def linear(kind: str) -> nn.Module:
+    layer = nn.Linear(64, 48, bias=True)
+    if kind == "plain":
+        return layer
+    mode = {"affine": (64, 4), "mxfp4": (32, 4), "mxfp8": (32, 8), "nvfp4": (16, 4)}[kind]
+    return nn.QuantizedLinear.from_linear(layer, *mode, mode=kind)
+
+
+def pair(ours: type, theirs: type, base: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Our layer and mlx-lm's over one base, with the same random A and B."""
+    a = ours(base, RANK, SCALE, 0.0)
+    a.init(mx.random.key(0))
+    a.lora_b = mx.random.normal(a.lora_b.shape, key=mx.random.key(1))
+    b = theirs.from_base(base, r=RANK, scale=SCALE)
+    assert (a.lora_a.shape, a.lora_b.shape) == (b.lora_a.shape, b.lora_b.shape)
+    b.lora_a, b.lora_b = a.lora_a, a.lora_b
+    return a, b
+
+
+@pytest.mark.parametrize("kind", ["plain", "affine", "mxfp4", "mxfp8", "nvfp4"])
+def test_linear_is_mlx_lm_s(kind):
+    ours, theirs = pair(LoRALinear, reference.LoRALinear, linear(kind))
+    x = mx.random.normal((3, 7, 64))
+    assert worst(ours(x), theirs(x)) < 1e-5
+    delta = ours.delta(ours.lora_a, ours.lora_b, ours.scale)
+    fused = merge_delta(widen(ours.base), delta)
+    # mlx-lm sums over the 4- and 8-bit float formats in bfloat16.
+    rounding = 1e-5 if kind in ("plain", "affine") else 1e-2
+    assert worst(fused, theirs.fuse(dequantize=True).weight) < rounding
+
+
+def test_embedding_is_mlx_lm_s_also_as_a_head():
+    ours, theirs = pair(LoRAEmbedding, reference.LoRAEmbedding, nn.Embedding(50, 64))
+    tokens, x = mx.array([[1, 2, 49]]), mx.random.normal((2, 64))
+    assert worst(ours(tokens), theirs(tokens)) < 1e-5
+    assert worst(ours.as_linear(x), theirs.as_linear(x)) < 1e-5
+    delta = ours.delta(ours.lora_a, ours.lora_b, ours.scale)
+    assert worst(merge_delta(ours.base.weight, delta), theirs.fuse().weight) < 1e-5
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_experts_are_mlx_lm_s(quantized):
+    base = SwitchLinear(64, 32, 4, bias=False)
+    base = base.to_quantized(group_size=32, bits=8) if quantized else base
+    ours, theirs = pair(LoRASwitchLinear, reference.LoRASwitchLinear, base)
+    x = mx.random.normal((5, 1, 1, 64))
+    indices = mx.array([[0, 1], [2, 3], [1, 1], [3, 0], [2, 2]])
+    assert worst(ours(x, indices), theirs(x, indices)) < 1e-5
+    delta = ours.delta(ours.lora_a, ours.lora_b, ours.scale)
+    expected = theirs.fuse(dequantize=True).weight
+    assert worst(merge_delta(widen(base), delta), expected) < 1e-5
+
+
+def test_products_stay_in_the_activation_dtype():
+    layer = LoRALinear(nn.Linear(64, 48), RANK, SCALE, 0.0)
+    layer.base.set_dtype(mx.bfloat16)
+    layer.init(mx.random.key(0))
+    assert layer.lora_a.dtype == mx.float32
+    assert layer(mx.ones((2, 64), mx.bfloat16)).dtype == mx.bfloat16
+
+
+def test_a_fresh_layer_is_the_base():
+    base = nn.Linear(64, 48)
+    layer = LoRALinear(base, RANK, SCALE, 0.0)
+    layer.init(mx.random.key(0))
+    x = mx.random.normal((3, 64))
+    assert mx.array_equal(layer(x), base(x))
+
+
+def test_dropout_is_a_function_of_the_layer_s_key():
+    layer = LoRALinear(nn.Linear(64, 48), RANK, SCALE, 0.5)
+    layer.init(mx.random.key(0))
+    layer.lora_b = mx.ones(layer.lora_b.shape)
+    x = mx.random.normal((3, 64))
+    layer.train()
+    first = layer(x)
+    mx.random.seed(99)
+    assert mx.array_equal(layer(x), first)
+    layer.dropout_key = mx.random.key(1)
+    assert not mx.array_equal(layer(x), first)
+    layer.eval()
+    plain = layer.base(x) + SCALE * ((x @ layer.lora_a) @ layer.lora_b)
+    assert worst(layer(x), plain) < 1e-6

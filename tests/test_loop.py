@@ -1,0 +1,175 @@
+import json
+import threading
+
+import mlx.core as mx
+import pytest
+from conftest import write_rows
+from mlx.utils import tree_flatten
+
+from mlxlora.config import RunConfig
+from mlxlora.data.batches import MAX_SHAPES
+from mlxlora.errors import ConfigError, DataError, ExportError, TrainError
+from mlxlora.lora.adapter import Adapter
+from mlxlora.train import loop
+from mlxlora.train.events import Done, Eval, Sample, Saved, Start, Step
+
+
+def config(base, rows, out, *overrides) -> RunConfig:
+    given = [f"model={base.path}", f"data.path={rows}", f"out={out}", "lora.rank=4"]
+    given += ["train.learning_rate=5e-3", "train.epochs=3", "train.batch_size=4"]
+    return RunConfig.load(None, [*given, *overrides])
+
+
+def run(base, rows, out, *overrides, stop=None) -> list:
+    return list(loop.train(config(base, rows, out, *overrides), base, stop=stop))
+
+
+def of(kind, events):
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_a_run_learns_keeps_the_best_and_leaves_the_base_as_it_was(dense, rows, tmp_path):
+    before = dict(tree_flatten(dense.model.parameters()))
+    events = run(dense, rows, tmp_path / "run")
+    after = dict(tree_flatten(dense.model.parameters()))
+    assert before.keys() == after.keys()
+    assert all(mx.array_equal(before[k], after[k]) for k in before)
+    start, done = events[0], events[-1]
+    assert isinstance(start, Start) and isinstance(done, Done)
+    assert (start.rows, start.valid_rows, start.updates) == (40, 8, 30)
+    assert [step.update for step in of(Step, events)] == list(range(1, 31))
+    evals = of(Eval, events)
+    assert evals[0].update == 0
+    assert evals[-1].loss < evals[0].loss - 0.5
+    best = min((e.loss, e.update) for e in evals[1:])
+    assert (done.valid_loss, done.best_update) == best
+    adapter = Adapter.load(done.adapter)
+    assert adapter.provenance["metrics"]["update"] == best[1]
+    assert adapter.provenance["base"] == dense.identity.to_dict()
+    assert adapter.format == "completion"
+
+
+def test_the_log_has_every_event_and_the_config_reads_back(dense, rows, tmp_path):
+    events = run(dense, rows, tmp_path / "run", "train.updates=5")
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == [
+        type(event).__name__.lower() for event in events
+    ]
+    assert json.loads(lines[2])["update"] == 1
+    assert RunConfig.load(tmp_path / "run" / "run.toml") == config(
+        dense, rows, tmp_path / "run", "train.updates=5"
+    )
+
+
+def test_the_same_run_twice_gives_the_same_bytes(dense, rows, tmp_path):
+    for name in "ab":
+        run(dense, rows, tmp_path / name, "lora.dropout=0.2", "train.updates=7")
+    files = [(tmp_path / name / "adapter" / "adapters.safetensors").read_bytes() for name in "ab"]
+    assert files[0] == files[1]
+
+
+def test_micro_batches_do_not_change_the_run(dense, rows, tmp_path):
+    losses = []
+    for number, tokens in enumerate((16, 10_000)):
+        overrides = ["train.updates=5", f"train.tokens_per_microbatch={tokens}"]
+        events = run(dense, rows, tmp_path / str(number), *overrides)
+        losses.append([step.loss for step in of(Step, events)])
+        assert len(events[0].shapes) <= MAX_SHAPES
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_early_stopping_counts_validations(dense, rows, tmp_path):
+    overrides = ["eval.patience=2", "eval.every=1", "train.learning_rate=3.0", "train.clip=0"]
+    events = run(dense, rows, tmp_path / "run", *overrides)
+    assert events[-1].reason == "early stop"
+    losses = [event.loss for event in of(Eval, events)[1:]]
+    assert min(losses) == losses[-3]
+
+
+def test_stopping_saves_and_says_where(dense, rows, tmp_path):
+    stop = threading.Event()
+    events = []
+    overrides = ["eval.every=2"]
+    for event in loop.train(config(dense, rows, tmp_path / "run", *overrides), dense, stop=stop):
+        events.append(event)
+        if isinstance(event, Step) and event.update == 3:
+            stop.set()
+    assert events[-1].reason == "interrupted" and events[-1].update == 3
+    saved = of(Saved, events)
+    assert [(s.update, s.why) for s in saved] == [(2, "best"), (3, "interrupted")]
+    assert Adapter.load(saved[-1].path).provenance["metrics"]["update"] == 3
+
+
+def test_without_validation_rows_the_last_weights_are_kept(dense, rows, tmp_path):
+    (rows / "valid.jsonl").unlink()
+    events = run(dense, rows, tmp_path / "run", "train.updates=4")
+    assert not of(Eval, events)
+    assert Adapter.load(events[-1].adapter).provenance["metrics"]["update"] == 4
+
+
+def test_prompts_are_answered_at_each_validation(dense, rows, tmp_path):
+    overrides = ['eval.prompts=["apple 1"]', "eval.max_tokens=4", "train.updates=2", "eval.every=1"]
+    samples = of(Sample, run(dense, rows, tmp_path / "run", *overrides))
+    assert [(s.update, s.prompt) for s in samples] == [(1, "apple 1"), (2, "apple 1")]
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(dense, rows, tmp_path):
+    """Poisoned between two updates, as an overflow would."""
+    events = []
+    with pytest.raises(TrainError) as error:
+        for event in loop.train(config(dense, rows, tmp_path / "run"), dense):
+            events.append(event)
+            if isinstance(event, Step) and event.update == 2:
+                layer = dense.model.layers[0].input_layernorm
+                layer.weight = layer.weight * float("inf")
+    text = str(error.value)
+    assert "update 3: the loss is" in text
+    assert "train.jsonl:" in text
+    adapter = Adapter.load(tmp_path / "run" / "adapter")
+    assert adapter.provenance["metrics"]["update"] >= 2
+    assert all(mx.isfinite(array).all() for array in adapter.weights.values())
+
+
+def test_full_training_saves_every_weight_and_restores_the_base(dense, rows, tmp_path):
+    before = dict(tree_flatten(dense.model.parameters()))
+    overrides = ["lora.method=full", "train.learning_rate=1e-3", "train.updates=6"]
+    events = run(dense, rows, tmp_path / "run", *overrides)
+    after = dict(tree_flatten(dense.model.parameters()))
+    assert all(mx.array_equal(before[k], after[k]) for k in before)
+    adapter = Adapter.load(events[-1].adapter)
+    assert adapter.weights.keys() == before.keys()
+    assert events[-1].valid_loss < events[-1].valid_loss_before
+
+
+def test_what_cannot_start_is_refused_before_anything_is_written(dense, quantized, rows, tmp_path):
+    out = tmp_path / "run"
+    for base, error, says, overrides in (
+        (dense, ConfigError, "not given: data.path", ["data.path=''"]),
+        (
+            dense,
+            ConfigError,
+            "knows no weight_decay",
+            ["train.optimizer=adam", "train.weight_decay=0.1"],
+        ),
+        (dense, ConfigError, "matches no module", ["lora.targets=['w']"]),
+        (quantized, ConfigError, "cannot train quantized", ["lora.method=full"]),
+        (dense, DataError, "no data at", ["data.path=/nowhere.jsonl"]),
+    ):
+        with pytest.raises(error, match=says):
+            run(base, rows, out, *overrides)
+        assert not out.exists()
+    out.mkdir()
+    (out / "mine").write_text("")
+    with pytest.raises(ExportError, match="never overwritten"):
+        run(dense, rows, out)
+
+
+def test_rows_the_template_refuses_stop_the_run_or_are_skipped(dense, tmp_path):
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    bad = {"messages": [{"role": "assistant", "content": ""}]}
+    path = write_rows(tmp_path / "train.jsonl", [good, good, bad, good])
+    with pytest.raises(DataError, match=r"train\.jsonl:3: the first message is the assistant's"):
+        run(dense, tmp_path, tmp_path / "run")
+    events = run(dense, tmp_path, tmp_path / "run", "data.on_bad_row=skip")
+    assert events[-1].dropped_rows == 1
+    assert path.exists()

@@ -46,6 +46,8 @@ Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="run Python that the model brings along")
 ]
 
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+
 
 def main() -> None:
     """The program: errors of the user's input are one message and exit code 2."""
@@ -54,7 +56,7 @@ def main() -> None:
     except MlxLoraError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in _CANNOT_WRITE:
             raise
         where = f": {error.filename}" if error.filename else ""
         _fail(f"cannot write{where}: {error.strerror}. Nothing half-written was left behind.")

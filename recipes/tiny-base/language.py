@@ -613,3 +613,15 @@ def rows(seed: int, count: int) -> Iterator[dict[str, Any]]:
     random = Random(seed)
     for _ in range(count):
         yield {"messages": conversation(random)}
+
+
+def copying(seed: int, count: int) -> Iterator[dict[str, Any]]:
+    """Yield count rows that only repeat four to nine unrelated values.
+
+    Copying by looking back appears suddenly in training, and far sooner when every row needs
+    it; a model that starts the corpus with it learns the rest from there.
+    """
+    random = Random(seed)
+    for _ in range(count):
+        text = " ".join(kind(random) for kind in random.choices(words.KINDS, k=random.randint(4, 9)))
+        yield {"messages": turns([("Repeat: " + text, text)])}

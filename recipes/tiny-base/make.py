@@ -2,9 +2,9 @@
 
     python recipes/tiny-base/make.py WORK
 
-writes WORK/corpus/{train,valid}.jsonl (chat rows of language.py) and WORK/init (a model
-directory with random weights); with --task DIRECTORY also the sample task's files (task.py).
-The README says what to run next.
+writes WORK/copying and WORK/corpus (train.jsonl and valid.jsonl of language.py's rows) and
+WORK/init (a model directory with random weights); with --task DIRECTORY also the sample task's
+files (task.py). The README says what to run next.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import task
 import tokenizer
 
 TOKENIZER_ROWS = 20_000  # enough for the frequencies of a small vocabulary
+VALID_ROWS = 500
 CORPUS_SEED, VALID_SEED, TASK_SEED = 1, 2, 7
 
 
@@ -40,8 +41,9 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def make(work: Path, count: int) -> None:
     """Write the corpus of count rows, the tokenizer and the untrained model below work."""
-    write_rows(work / "corpus" / "train.jsonl", language.rows(CORPUS_SEED, count))
-    write_rows(work / "corpus" / "valid.jsonl", language.rows(VALID_SEED, 500))
+    for name, rows in (("corpus", language.rows), ("copying", language.copying)):
+        write_rows(work / name / "train.jsonl", rows(CORPUS_SEED, count))
+        write_rows(work / name / "valid.jsonl", rows(VALID_SEED, VALID_ROWS))
     sample = itertools.islice(language.rows(CORPUS_SEED, count), TOKENIZER_ROWS)
     learned = tokenizer.train(turn["content"] for row in sample for turn in row["messages"])
     tokenizer.save(learned, work / "init")
@@ -57,7 +59,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Prepare the training of the tiny base.")
     parser.add_argument("work", type=Path, help="directory to write into")
-    parser.add_argument("--rows", type=int, default=80_000, help="rows of the corpus")
+    parser.add_argument("--rows", type=int, default=80_000, help="rows of each corpus")
     parser.add_argument("--task", type=Path, help="also write the sample task's files here")
     arguments = parser.parse_args()
     make(arguments.work, arguments.rows)

@@ -12,7 +12,7 @@ from typing import Any
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 
 from mlxlora.base import Base
-from mlxlora.data.records import Message
+from mlxlora.data.formats import Message
 from mlxlora.generate import Sampling, chat_tokens, prompt_tokens, stream
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach, detach

@@ -6,12 +6,9 @@ Heavy imports happen inside the verbs, so that --help is instant. Exit codes: 0 
 
 import dataclasses
 import errno
-import functools
-import inspect
 import signal
 import sys
 import threading
-import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +18,9 @@ from typing import Annotated, Any
 import typer
 
 from mlxlora import __version__
-from mlxlora.config import RunConfig, options
+from mlxlora.config import RunConfig, toml_value
 from mlxlora.errors import ConfigError, MlxLoraError
+from mlxlora.flags import flags
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,54 +69,6 @@ def _fail(message: str, code: int = 2) -> None:
     sys.exit(code)
 
 
-def flags(*prefixes: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb an option for each config field that asks for one, e.g. --rank.
-
-    The verb receives what was given as overrides: ["lora.rank=32"].
-    """
-
-    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
-        keys: dict[str, str] = {}
-        parameters = [
-            p for p in inspect.signature(verb).parameters.values() if p.name != "overrides"
-        ]
-        for key, kind, field in options():
-            if field.metadata["flag"] and key.startswith(prefixes):
-                keys[field.name] = key
-                parameters.append(_flag(field, kind))
-
-        @functools.wraps(verb)
-        def wrapped(**given: Any) -> None:
-            values = {name: given.pop(name) for name in keys}
-            given["overrides"] = [f"{keys[n]}={v}" for n, v in values.items() if v is not None]
-            verb(**given)
-
-        del wrapped.__wrapped__  # type: ignore[attr-defined]
-        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
-        return wrapped
-
-    return decorate
-
-
-def _flag(field: Any, kind: Any) -> inspect.Parameter:
-    """One option of the command line, described by its config field."""
-    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-    unit = field.metadata["unit"]
-    option = typer.Option(
-        "--" + field.name.replace("_", "-"),
-        help=field.metadata["help"] + (f" [{unit}]" if unit else ""),
-        metavar="|".join(choices) or None,
-        show_default=str(field.default),
-        rich_help_panel="The run (every option of the README can be given with --set)",
-    )
-    plain: Any = kind if kind in (int, float) else str
-    annotation: Any = Annotated[plain | None, option]
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-    )
-
-
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
@@ -153,7 +103,7 @@ def train(
 ) -> None:
     """Train an adapter on your rows."""
     named = {"model": model, "data.path": data, "out": out}
-    given = [f"{key}={_quoted(value)}" for key, value in named.items() if value]
+    given = [f"{key}={toml_value(value)}" for key, value in named.items() if value]
     run = RunConfig.load(recipe, [*given, *overrides, *(set or [])])
     from mlxlora.base import load
     from mlxlora.console import Screen, TrainingDisplay
@@ -178,8 +128,9 @@ def train(
 
 
 def _next_steps(screen: Any, run: RunConfig, adapter: str) -> None:
-    screen.say(f"  mlxlora chat --model {run.model} --adapter {adapter}", "cyan")
-    screen.say(f"  mlxlora fuse --model {run.model} --adapter {adapter} --out fused", "cyan")
+    named = ("--model", run.model, "--adapter", adapter)
+    screen.command("mlxlora", "chat", *named)
+    screen.command("mlxlora", "fuse", *named, "--out", "fused")
 
 
 @contextmanager
@@ -222,7 +173,7 @@ def evaluate(
     trust_remote_code: Trust = False,
 ) -> None:
     """Loss and perplexity per supervised token; exact match with --generate."""
-    run = RunConfig.load(None, [f"data.path={_quoted(data)}", *overrides, *(set or [])])
+    run = RunConfig.load(None, [f"data.path={toml_value(data)}", *overrides, *(set or [])])
     from mlxlora.base import load
     from mlxlora.console import Screen
     from mlxlora.evaluate import evaluate as results
@@ -327,7 +278,8 @@ def fuse(
     wish: Any = int(bits) if bits.isdigit() else bits
     screen = Screen(as_json)
     done = write(model, Adapter.load(adapter), out, wish, force=force)
-    screen.say(f"{done.path}: {size(done.bytes)}, {done.layers} layers fused, {done.bits}")
+    what = f"{done.layers} layers fused" if done.layers else "all weights replaced"
+    screen.say(f"{done.path}: {size(done.bytes)}, {what}, {done.bits}")
     if done.worst_error:
         style = "yellow" if done.mean_error > 0.5 else ""
         screen.say(
@@ -392,13 +344,6 @@ def adapter_verify(
     screen = Screen(as_json)
     screen.say(f"{path}: weights whole, base the same, {len(adapter.modules)} layers fit")
     screen.result({"ok": True, "modules": len(adapter.modules)})
-
-
-def _quoted(text: str) -> str:
-    """A value for an override that stays text whatever it looks like."""
-    from mlxlora.config import toml_value
-
-    return toml_value(text)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ stdout is one JSON object. Where the output is no terminal, lines are plain and 
 """
 
 import json
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -40,6 +41,11 @@ class Screen:
 
     def say(self, text: str = "", style: str = "") -> None:
         self.console.print(Text(text, style))
+
+    def command(self, *words: object) -> None:
+        """A command to copy: one line however long, quoted for the shell."""
+        line = Text("  " + shlex.join(str(word) for word in words), "cyan")
+        self.console.print(line, soft_wrap=True)
 
     def heading(self, text: str) -> None:
         self.console.print()
@@ -157,7 +163,7 @@ class TrainingDisplay:
                 ("rows", rows),
                 (
                     "trained",
-                    f"{event.trainable:,} of {event.parameters:,} parameters ({share:.2g} %)"
+                    f"{event.trainable:,} of {event.parameters:,} parameters ({share:.3g} %)"
                     + (f" in {event.adapted} layers" if event.adapted else ""),
                 ),
                 ("updates", f"{event.updates:,}, learning rate up to {event.learning_rate:g}"),

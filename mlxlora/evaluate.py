@@ -10,7 +10,8 @@ from pathlib import Path
 from mlxlora.base import Base
 from mlxlora.config import DataConfig
 from mlxlora.data.batches import choose_shapes, sample_lengths
-from mlxlora.data.records import Record, Rows, open_file
+from mlxlora.data.formats import Record
+from mlxlora.data.records import Rows, open_file
 from mlxlora.data.render import Renderer
 from mlxlora.errors import DataError
 from mlxlora.generate import answer_all, chat_tokens, prompt_tokens

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, stream_generate
 from mlx_lm.sample_utils import make_sampler
 
-from mlxlora.data.records import Message
+from mlxlora.data.formats import Message
 from mlxlora.errors import DataError
 
 BATCH = 32  # prompts decoded together

@@ -5,7 +5,7 @@ import pytest
 from conftest import randomized, write_rows
 
 from mlxlora.config import DataConfig, LoraConfig
-from mlxlora.data.records import parse
+from mlxlora.data.formats import parse
 from mlxlora.data.render import Renderer
 from mlxlora.errors import DataError
 from mlxlora.evaluate import evaluate

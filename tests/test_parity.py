@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from mlxlora.base import load
 from mlxlora.config import DataConfig, LoraConfig, TrainConfig
 from mlxlora.data.batches import collate
-from mlxlora.data.records import parse
+from mlxlora.data.formats import parse
 from mlxlora.data.render import Renderer
 from mlxlora.lora.attach import new_layers
 from mlxlora.train.optim import make_optimizer

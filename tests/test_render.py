@@ -3,7 +3,7 @@ from conftest import CHATML, write_tokenizer
 from mlx_lm import utils as zoo
 
 from mlxlora.config import DataConfig
-from mlxlora.data.records import parse
+from mlxlora.data.formats import parse
 from mlxlora.data.render import Renderer
 from mlxlora.errors import DataError
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from mlxlora.config import DataConfig
-from mlxlora.data.records import Message, Record
+from mlxlora.data.formats import Message, Record
 from mlxlora.errors import DataError
 
 Span = tuple[int, int]  # [start, end) in characters of the rendered text

@@ -10,6 +10,7 @@ from mlxlora.export.fuse import Fused
 from mlxlora.quickstart.story import BASE, Chapter, End, play
 
 EXAMPLES = 3
+YOURS = ("--model", "mlx-community/Qwen3-0.6B-4bit")
 
 
 def show(directory: Path, as_json: bool) -> None:
@@ -57,19 +58,13 @@ def _end(screen: Screen, directory: Path, end: End) -> None:
         f"All in {clock(end.seconds)}."
     )
     screen.heading("Go on")
-    for text, command in (
-        ("talk to it", f"mlxlora chat --model {directory / 'fused'}"),
-        (
-            "your model, your rows",
-            "mlxlora train --model mlx-community/Qwen3-0.6B-4bit --data my.jsonl --out runs/mine",
-        ),
-        (
-            "then",
-            "mlxlora chat --model mlx-community/Qwen3-0.6B-4bit --adapter runs/mine/adapter",
-        ),
+    for text, *words in (
+        ("talk to it", "chat", "--model", directory / "fused"),
+        ("your model, your rows", "train", *YOURS, "--data", "my.jsonl", "--out", "runs/mine"),
+        ("then", "chat", *YOURS, "--adapter", "runs/mine/adapter"),
     ):
         screen.say(f"{text}:", "dim")
-        screen.say(f"  {command}", "cyan")
+        screen.command("mlxlora", *words)
     screen.result(
         {
             "seconds": round(end.seconds, 1),

@@ -623,5 +623,6 @@ def copying(seed: int, count: int) -> Iterator[dict[str, Any]]:
     """
     random = Random(seed)
     for _ in range(count):
-        text = " ".join(kind(random) for kind in random.choices(words.KINDS, k=random.randint(4, 9)))
+        kinds = random.choices(words.KINDS, k=random.randint(4, 9))
+        text = " ".join(kind(random) for kind in kinds)
         yield {"messages": turns([("Repeat: " + text, text)])}

@@ -1,0 +1,103 @@
+"""The README says what the program does: its table, its tree and its commands are checked."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import write_rows
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from mlxlora.cli import app
+from mlxlora.config import options, toml_value
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODEL = "mlx-community/Qwen3-0.6B-4bit"
+
+
+def section(name: str) -> str:
+    return README.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def option_table() -> str:
+    lines = ["| option | default | |", "|---|---|---|"]
+    for key, kind, field in options():
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        shown = toml_value(list(default) if isinstance(default, tuple) else default)
+        text, unit = field.metadata["help"], field.metadata["unit"]
+        choices = [c for c in getattr(kind, "__args__", ()) if isinstance(c, str)]
+        if len(choices) > 1:
+            text += ": " + ", ".join(f"`{choice}`" for choice in choices)
+        lines.append(f"| `{key}` | `{shown}` | {text}{f' [{unit}]' if unit else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_option_table_is_the_config():
+    assert section("options") == option_table()
+
+
+def test_the_tree_names_every_file_and_no_other():
+    named, folder = set(), ""
+    for line in section("tree").splitlines():
+        if match := re.match(r"^  (  )?([\w.]+)(/?)(  .*)?$", line):
+            indented, name, is_folder, _ = match.groups()
+            if is_folder:
+                folder = name + "/"
+            else:
+                named.add((folder if indented else "") + name)
+    found = {str(path.relative_to(ROOT / "mlxlora")) for path in (ROOT / "mlxlora").rglob("*.py")}
+    assert named == {name for name in found if not name.endswith("__init__.py")}
+
+
+def test_the_two_commands_that_set_up_are_one_line_each():
+    lines = [line for block in blocks("sh") for line in block.splitlines() if "venv" in line]
+    assert len(lines) == 2
+    assert lines[0].endswith("mlxlora quickstart") and lines[1].endswith("-m pytest")
+
+
+def test_every_command_is_in_the_table_and_the_other_way_round():
+    verbs = set()
+    for name, command in get_command(app).commands.items():
+        inner = getattr(command, "commands", None)
+        verbs |= {f"{name} {sub}" for sub in inner} if inner else {name}
+    rows = re.findall(r"^\| (`mlxlora .*?) \|", README, re.MULTILINE)
+    assert {name for row in rows for name in re.findall("`mlxlora (.*?)`", row)} == verbs
+
+
+def test_the_commands_run_in_the_order_of_the_readme(quantized_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"prompt": f"say {n}", "completion": str(n)} for n in range(40)]
+    write_rows(tmp_path / "my.jsonl", pairs)
+    block = next(b for b in blocks("sh") if b.startswith("mlxlora train"))
+    for line in block.splitlines():
+        words = shlex.split(line.replace(MODEL, str(quantized_path)))[1:]
+        if words[0] == "chat":
+            words += ["--prompt", "say 3", "--max-tokens", "4"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, (line, result.output, result.exception)
+    assert (tmp_path / "fused" / "model.safetensors").exists()
+
+
+def test_the_python_example_runs(quantized_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"prompt": f"say {n}", "completion": str(n)} for n in range(8)]
+    data = write_rows(tmp_path / "my.jsonl", pairs)
+    (tmp_path / "recipe.toml").write_text(
+        f"model = {toml_value(str(quantized_path))}\nout = 'runs/mine'\n"
+        f"[data]\npath = {toml_value(str(data))}\n[train]\nupdates = 2\n"
+    )
+    (code,) = blocks("python")
+    exec(compile(code.replace(MODEL, str(quantized_path)), "README.md", "exec"), {})
+    assert "Done(" in capsys.readouterr().out
+    assert (tmp_path / "fused" / "config.json").exists()
+
+
+@pytest.mark.parametrize("word", ["TODO", "coming soon", "/home/", "/Users/"])
+def test_the_readme_promises_nothing_and_knows_no_machine(word):
+    assert word not in README

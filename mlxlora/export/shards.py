@@ -51,11 +51,11 @@ def write_model(
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy tokenizer, template, generation config and licence byte for byte."""
+    """Copy tokenizer, template, generation config and licence byte for byte, writable."""
     for pattern in _COPIED:
         for file in source.glob(pattern):
             if file.name not in _OURS and file.is_file():
-                shutil.copy(file, target / file.name)
+                shutil.copyfile(file, target / file.name)
 
 
 def taken_tensors(model: nn.Module) -> dict[str, mx.array]:

@@ -156,21 +156,45 @@ def open_model(
     config = read_config(path)
     try:
         model, loaded = zoo.load_model(path, lazy=lazy, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ModelError(_why_not_loaded(path, config, error)) from error
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as e:
+        raise ModelError(_why_not_loaded(path, config, e)) from e
     return model, loaded
 
 
 def open_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool = False) -> Any:
-    """mlx-lm's tokenizer for this directory. Raises ModelError if there is none."""
+    """mlx-lm's tokenizer for this directory. Raises ModelError if there is none.
+
+    The special token with which the chat template closes the assistant's turn is a stop
+    token too: base models often name only the one that ends a text.
+    """
     try:
-        return zoo.load_tokenizer(
+        tokenizer = zoo.load_tokenizer(
             path,
             {"trust_remote_code": trust_remote_code},
             eos_token_ids=config.get("eos_token_id"),
         )
     except Exception as error:  # tokenizer classes of every kind raise what they like
         raise ModelError(f"the tokenizer in {path} does not load: {error}") from error
+    closing = _turn_end(tokenizer)
+    if closing is not None:
+        tokenizer.add_eos_token(closing)
+    return tokenizer
+
+
+def _turn_end(tokenizer: Any) -> str | None:
+    """The special token right after an assistant's words in the chat template, if any."""
+    if not tokenizer.has_chat_template:
+        return None
+    words = "zq"
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": words}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # a template that wants something else; rendering rows will say so
+        return None
+    rest = text.rpartition(words)[2].lstrip()
+    special = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+    added = [str(token) for token in tokenizer.get_added_vocab()]
+    return next((t for t in [*special, *added] if rest.startswith(t)), None)
 
 
 def identify(name: str, path: Path, commit: str = "") -> Identity:

@@ -13,6 +13,7 @@ from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_p
 
 from mlxlora.base import Base
 from mlxlora.data.formats import Message
+from mlxlora.errors import AdapterError
 from mlxlora.generate import Sampling, chat_tokens, prompt_tokens, stream
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach, detach
@@ -48,13 +49,21 @@ class Conversation:
         return self.adapter is not None and self.adapter.format == "text"
 
     def use(self, adapter: Adapter | None, *, force: bool = False) -> None:
-        """Switch to another adapter, or to the bare base. The history stays."""
-        if adapter is None:
-            detach(self.base.model)
-        else:
-            attach(self.base, adapter, force=force)
-        self.adapter = adapter
+        """Switch to another adapter, or to the bare base. The history stays.
+
+        Raises AdapterError for one that does not fit; then the one in use stays.
+        """
         self._forget()  # keys and values depend on the adapter
+        try:
+            if adapter is None:
+                detach(self.base.model)
+            else:
+                attach(self.base, adapter, force=force)
+        except AdapterError:
+            if self.adapter is not None:
+                attach(self.base.model, self.adapter)
+            raise
+        self.adapter = adapter
 
     def reset(self) -> None:
         self.history.clear()
@@ -85,12 +94,18 @@ class Conversation:
         self.reused = self._reuse(tokens)
         self._cached = list(tokens)
         new = tokens[self.reused :]
-        for response in stream(
-            self.base.model, self.base.tokenizer, new, self.sampling, self._cache
-        ):
-            # The last token of an answer is sampled but not yet in the cache.
-            self._cached.append(response.token)
-            yield response
+        try:
+            for response in stream(
+                self.base.model, self.base.tokenizer, new, self.sampling, self._cache
+            ):
+                # The last token of an answer is sampled but not yet in the cache.
+                self._cached.append(response.token)
+                yield response
+        except GeneratorExit:
+            raise
+        except BaseException:  # Ctrl-C inside the model leaves some blocks a token ahead
+            self._forget()
+            raise
 
     def _reuse(self, tokens: list[int]) -> int:
         """Cut the cache back to the prefix it shares with tokens; return that length."""

@@ -44,7 +44,10 @@ Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="run Python that the model brings along")
 ]
 
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+_CANNOT_WRITE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 
 
 def main() -> None:
@@ -119,9 +122,10 @@ def train(
     screen.result(dataclasses.asdict(done))
     if done.reason == "interrupted":
         screen.say(
-            f"Interrupted after update {done.update}. What was learned so far is saved; use it:",
-            "yellow",
+            f"Interrupted after update {done.update}; its weights are in {done.last}.", "yellow"
         )
+        if done.last != done.adapter:
+            screen.say(f"The best by validation loss is from update {done.best_update}:", "yellow")
     _next_steps(screen, run, done.adapter)
     if done.reason == "interrupted":
         raise typer.Exit(3)
@@ -165,8 +169,8 @@ def evaluate(
     generate: Annotated[
         bool, typer.Option("--generate", help="answer each row and count exact matches")
     ] = False,
-    max_tokens: Annotated[int, typer.Option(help="length of those answers")] = 256,
-    rows: Annotated[int, typer.Option(help="only the first so many rows (0: all)")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="length of those answers")] = 256,
+    rows: Annotated[int, typer.Option(min=0, help="only the first so many rows (0: all)")] = 0,
     set: Sets = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -222,10 +226,12 @@ def chat(
         bool | None,
         typer.Option("--raw/--template", help="continue plain text, or use the chat template"),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="longest answer")] = 512,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="sample from this share of probability")] = 1.0,
-    seed: Annotated[int, typer.Option(help="seed of sampling")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="longest answer")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="sample from this share of probability")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of sampling")] = 0,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -233,6 +239,8 @@ def chat(
     """Talk to the base or a tuned model."""
     if adapter and len(adapter) > 1:
         raise ConfigError("chat starts with one --adapter; switch with /adapter DIR while chatting")
+    if as_json and prompt is None:
+        raise ConfigError("chat --json answers one --prompt")
     from mlxlora.base import load
     from mlxlora.chat import Conversation
     from mlxlora.console import Screen
@@ -267,6 +275,7 @@ def fuse(
     ] = "default",
     force: Force = False,
     as_json: AsJson = False,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Write base + adapter as one model that mlx-lm loads."""
     from mlxlora.console import Screen, size
@@ -277,7 +286,14 @@ def fuse(
         raise ConfigError(f"--bits must be keep, none, 4, 5, 6 or 8, not {bits!r}")
     wish: Any = int(bits) if bits.isdigit() else bits
     screen = Screen(as_json)
-    done = write(model, Adapter.load(adapter), out, wish, force=force)
+    done = write(
+        model,
+        Adapter.load(adapter),
+        out,
+        wish,
+        force=force,
+        trust_remote_code=trust_remote_code,
+    )
     what = f"{done.layers} layers fused" if done.layers else "all weights replaced"
     screen.say(f"{done.path}: {size(done.bytes)}, {what}, {done.bits}")
     if done.worst_error:
@@ -299,13 +315,14 @@ def quantize(
     bits: Annotated[int, typer.Option("--bits", help="2, 3, 4, 5, 6 or 8")] = 4,
     group_size: Annotated[int, typer.Option(help="weights that share a scale")] = 64,
     as_json: AsJson = False,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Make a quantized base."""
     from mlxlora.console import Screen, size
     from mlxlora.export.quantize import quantize as write
 
     screen = Screen(as_json)
-    count = write(model, out, bits, group_size)
+    count = write(model, out, bits, group_size, trust_remote_code=trust_remote_code)
     screen.say(f"{out}: {size(count)} at {bits} bits")
     screen.result({"path": str(out), "bytes": count, "bits": bits})
 

@@ -53,6 +53,17 @@ def _fraction(value: Any) -> bool:
     return bool(0 <= value < 1)
 
 
+def _all_positive(table: Any) -> bool:
+    return all(value > 0 for value in table.values())
+
+
+# Our names of a row's keys (data/formats.py reads them).
+COLUMNS = (
+    *("messages", "conversations", "prompt", "completion", "instruction", "input", "output"),
+    *("text", "system", "tools"),
+)
+
+
 @dataclass(frozen=True)
 class DataConfig:
     path: str = option("", "JSONL file (split automatically) or directory with train.jsonl")
@@ -65,7 +76,10 @@ class DataConfig:
         flag=True,
     )
     columns: dict[str, str] = option(
-        {}, "other names of the row's keys, e.g. {prompt = 'question', completion = 'answer'}"
+        {},
+        "other names of the row's keys, e.g. {prompt = 'question', completion = 'answer'}",
+        check=lambda table: all(name in COLUMNS for name in table),
+        says=f"a table whose names are among {', '.join(COLUMNS)}",
     )
     on_bad_row: Literal["error", "skip"] = option(
         "error", "stop at a row that cannot be used, or skip and count it", flag=True
@@ -93,12 +107,24 @@ class LoraConfig:
     targets: tuple[str, ...] = option(
         ("all-linear",),
         "modules to adapt: 'all-linear', names (q_proj) or patterns (*.self_attn.*)",
+        check=lambda names: len(names) > 0,
+        says="at least one name",
     )
     blocks: int | tuple[int, ...] = option(
         0, "0: all blocks; n: the last n; or a list of block numbers"
     )
-    rank_pattern: dict[str, int] = option({}, "rank of modules that match a pattern")
-    alpha_pattern: dict[str, float] = option({}, "alpha of modules that match a pattern")
+    rank_pattern: dict[str, int] = option(
+        {},
+        "rank of modules that match a pattern",
+        check=_all_positive,
+        says="a table of ranks of at least 1",
+    )
+    alpha_pattern: dict[str, float] = option(
+        {},
+        "alpha of modules that match a pattern",
+        check=_all_positive,
+        says="a table of numbers above 0",
+    )
 
 
 @dataclass(frozen=True)
@@ -140,7 +166,14 @@ class TrainConfig:
     clip: float = option(
         1.0, "largest global gradient norm (0: no clipping)", "", _not_negative, "0 or more"
     )
-    seed: int = option(0, "seed of order, initialisation and dropout", flag=True)
+    seed: int = option(
+        0,
+        "seed of order, initialisation and dropout",
+        "",
+        _not_negative,
+        "0 or more",
+        flag=True,
+    )
     tokens_per_microbatch: int | Literal["auto"] = option(
         "auto",
         "an update is cut into pieces of at most this many tokens; the result is the same",

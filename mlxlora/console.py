@@ -78,7 +78,8 @@ class Screen:
         """Print pieces as they come; return them joined."""
         text = ""
         for piece in pieces:
-            self.console.print(piece, end="", markup=False, soft_wrap=True)
+            self.console.file.write(piece)  # as it is: rich would replace tabs and :smileys:
+            self.console.file.flush()
             text += piece
         self.console.print()
         return text
@@ -196,7 +197,7 @@ class TrainingDisplay:
         elif event.update:
             self._next = 2 * event.update - self._last_validation
         self._last_validation = event.update
-        mark = "  best so far, saved" if event.best else ""
+        mark = "  best so far" if event.best else ""
         if event.update == 0:
             mark = "  before training"
         line = f"{event.update:>7}  validation loss {event.loss:.3f}  "

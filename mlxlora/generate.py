@@ -44,7 +44,10 @@ def chat_tokens(tokenizer: Any, messages: Sequence[Message], tools: Any = None) 
 def prompt_tokens(tokenizer: Any, prompt: str, *, raw: bool) -> list[int]:
     """Token ids of one prompt: as a user's turn, or raw text to be continued."""
     if raw or not tokenizer.has_chat_template:
-        return list(tokenizer.encode(prompt))
+        tokens = list(tokenizer.encode(prompt))
+        if not tokens:
+            raise DataError("the prompt is empty, so there is nothing to continue")
+        return tokens
     return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
 
 

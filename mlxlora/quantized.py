@@ -2,8 +2,9 @@
 
 Metal multiplies packed weights directly. The CPU backend does so at a few GFLOP/s, while
 BLAS reaches a hundred, so with many rows the CPU widens the weight to float32, multiplies
-and forgets it; the backward pass widens it once more instead of keeping it. The layers
-here stand in for MLX's and mlx-lm's: same parameters, same names, same mathematics.
+and forgets it; the backward pass widens it once more instead of keeping it. Only a base so
+small that nobody would notice (KEPT_BYTES) is widened once. The layers here stand in for
+MLX's and mlx-lm's: same parameters, same names, same mathematics.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ from mlxlora.machine import on_cpu
 
 # Below this many rows (decoding) the packed product wins on the CPU too.
 MANY_ROWS = 4
+KEPT_BYTES = 128 << 20  # of a whole base, widened
 
 QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
 
@@ -50,13 +52,26 @@ def install_wide_products(model: nn.Module) -> None:
         if wide is not None and module.get("global_scale") is None:
             stand_ins.append((path, _like(wide, module)))
     model.update_modules(tree_unflatten(stand_ins))
+    layers = [layer for _, layer in stand_ins]
+    if sum(4 * layer.weight.size * 32 // layer.bits for layer in layers) <= KEPT_BYTES:
+        for layer in layers:
+            layer._kept = widen(layer)  # underscored: no parameter, in no file
+
+
+def _packed(layer: nn.Module, rows: int) -> bool:
+    """Whether so few rows are best multiplied with the packed weight."""
+    return rows < MANY_ROWS and "_kept" not in layer
+
+
+def _wide(layer: nn.Module) -> mx.array:
+    return layer._kept if "_kept" in layer else widen(layer)
 
 
 class WideQuantizedLinear(nn.QuantizedLinear):
     """QuantizedLinear whose product with many rows goes through float32 BLAS."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        if x.size // x.shape[-1] < MANY_ROWS:
+        if _packed(self, x.size // x.shape[-1]):
             return super().__call__(x)
         y = _product(self, x)
         return y + self["bias"] if "bias" in self else y
@@ -66,7 +81,7 @@ class WideQuantizedEmbedding(nn.QuantizedEmbedding):
     """QuantizedEmbedding that, as a head over many rows, goes through float32 BLAS."""
 
     def as_linear(self, x: mx.array) -> mx.array:
-        if x.size // x.shape[-1] < MANY_ROWS:
+        if _packed(self, x.size // x.shape[-1]):
             return super().as_linear(x)
         return _product(self, x)
 
@@ -75,7 +90,7 @@ class WideQuantizedSwitchLinear(QuantizedSwitchLinear):
     """Experts that, for many rows, are widened together and gathered in float32."""
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        if indices.size < MANY_ROWS:
+        if _packed(self, indices.size):
             return super().__call__(x, indices, sorted_indices)
         y = _gathered_product(self, x, indices, sorted_indices)
         return y + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else y
@@ -103,17 +118,17 @@ def _product(layer: Any, x: mx.array) -> Any:
 
     @mx.custom_function
     def product(x: mx.array) -> mx.array:
-        return (x.astype(mx.float32) @ widen(layer).T).astype(x.dtype)
+        return (x.astype(mx.float32) @ _wide(layer).T).astype(x.dtype)
 
     @product.vjp
     def product_vjp(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-        return (cotangent.astype(mx.float32) @ widen(layer)).astype(x.dtype)
+        return (cotangent.astype(mx.float32) @ _wide(layer)).astype(x.dtype)
 
     return product(x)
 
 
 def _gathered_product(layer: Any, x: mx.array, indices: mx.array, in_order: bool) -> mx.array:
     """x (..., 1, in) times each row's expert: (..., 1, out). gather_mm on CPU is float32 only."""
-    weight = mx.stop_gradient(widen(layer)).swapaxes(-1, -2)
+    weight = mx.stop_gradient(_wide(layer)).swapaxes(-1, -2)
     y = mx.gather_mm(x.astype(mx.float32), weight, rhs_indices=indices, sorted_indices=in_order)
     return y.astype(x.dtype)

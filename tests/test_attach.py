@@ -1,4 +1,5 @@
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from conftest import randomized, worst
 from mlx.utils import tree_flatten
@@ -140,3 +141,22 @@ def test_another_base_is_refused_with_what_differs_unless_forced(dense, quantize
     assert "quantization: trained on none, this base has 4 bits" in str(error.value)
     attach(quantized, adapter, force=True)
     assert len(list(low_rank_layers(quantized.model))) == 14
+
+
+def test_routers_are_never_adapted_wherever_their_layer_stands():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj = nn.Linear(8, 8)
+            self.gate_proj = nn.Linear(8, 8)
+            self.gate = nn.Linear(8, 8)
+            self.router = nn.Module()
+            self.router.layer = nn.Linear(8, 8)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = [Block()]
+
+    found = targets(Model(), LoraConfig())
+    assert found == ["layers.0.gate_proj", "layers.0.q_proj"]

@@ -1,7 +1,9 @@
+import pytest
 from conftest import randomized
 
 from mlxlora.chat import Conversation
 from mlxlora.config import LoraConfig
+from mlxlora.errors import AdapterError
 from mlxlora.generate import Sampling, answer, chat_tokens
 from mlxlora.lora.attach import collect, detach, new_layers
 
@@ -72,3 +74,42 @@ def test_an_answer_cut_off_joins_the_history(dense):
 def test_sampling_is_seeded(dense):
     hot = Sampling(max_tokens=10, temperature=2.0, seed=4)
     assert said(Conversation(dense, None, hot), "x") == said(Conversation(dense, None, hot), "x")
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_one_in_use(dense, experts):
+    good, bad = adapter_of(dense), adapter_of(experts)
+    chat = Conversation(dense, good, GREEDY)
+    tuned = said(chat, "hello")
+    with pytest.raises(AdapterError):
+        chat.use(bad)
+    chat.reset()
+    assert chat.adapter is good
+    assert said(chat, "hello") == tuned
+
+
+def test_an_answer_broken_off_inside_the_model_spoils_no_later_one(dense, monkeypatch):
+    chat = Conversation(dense, None, GREEDY)
+    said(chat, "hello")
+    last = type(dense.model.layers[-1])
+    with monkeypatch.context() as patch:
+        patch.setattr(last, "__call__", _interrupted_at(dense.model.layers[-1], last.__call__))
+        with pytest.raises(KeyboardInterrupt):
+            said(chat, "more")
+    chat.history = chat.history[:2]
+    expected = said(Conversation(dense, None, GREEDY), "hello")
+    assert chat.history[1]["content"] == expected
+    assert said(chat, "again") == _fresh(dense, chat.history[:2], "again")
+
+
+def _interrupted_at(block, call):
+    def interrupted(self, *arguments, **options):
+        if self is block:
+            raise KeyboardInterrupt
+        return call(self, *arguments, **options)
+
+    return interrupted
+
+
+def _fresh(base, history, text) -> str:
+    tokens = chat_tokens(base.tokenizer, [*history, {"role": "user", "content": text}])
+    return answer(base.model, base.tokenizer, tokens, 10)

@@ -83,6 +83,10 @@ def test_the_whole_way_from_rows_to_a_fused_model(dense_path, rows, tmp_path):
         (["fuse", "--model", "m", "--adapter", "a", "--out", "o", "--bits", "x"], "--bits must be"),
         (["adapter", "info", "/nowhere"], "not an adapter directory"),
         (["tarin"], "train"),
+        (["chat", "--model", "m", "--json"], "answers one --prompt"),
+        (["chat", "--model", "m", "--max-tokens", "0"], "--max-tokens"),
+        (["chat", "--model", "m", "--temperature", "-1"], "--temperature"),
+        (["eval", "--model", "m", "--data", "d", "--rows", "-3"], "--rows"),
     ],
 )
 def test_wrong_input_is_one_message_and_exit_code_2(arguments, says, tmp_path):
@@ -99,6 +103,13 @@ def test_an_existing_run_is_never_overwritten(dense_path, rows, tmp_path):
     done = mlxlora("train", "--model", dense_path, "--data", rows, "--out", tmp_path / "run")
     assert done.returncode == 2 and "never overwritten" in done.stderr
     assert os.listdir(tmp_path / "run") == ["notes"]
+
+
+def test_an_output_below_a_file_is_one_message(dense_path, rows, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    done = mlxlora("train", "--model", dense_path, "--data", rows, "--out", tmp_path / "file/run")
+    assert done.returncode == 2 and "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

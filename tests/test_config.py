@@ -77,3 +77,18 @@ def test_recipe_that_is_not_toml_is_named(tmp_path):
 
 def test_every_option_has_help():
     assert all(field.metadata["help"] for _, _, field in options())
+
+
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("data.columns.promt=question", "among messages, conversations, prompt"),
+        ("lora.targets=[]", "at least one name"),
+        ("lora.rank_pattern.q_proj=0", "ranks of at least 1"),
+        ("lora.alpha_pattern.q_proj=-1", "numbers above 0"),
+        ("train.seed=-1", "0 or more"),
+    ],
+)
+def test_impossible_values_are_refused_with_what_is_possible(override, says):
+    with pytest.raises(ConfigError, match=says):
+        RunConfig.load(None, [override])

@@ -64,6 +64,7 @@ def test_unknown_keys_are_named_with_the_option_that_helps():
         ({"messages": [{"content": "hi"}]}, "message 1 has no 'role'"),
         ({"messages": [{"role": "user", "content": 3}]}, "must be text, this is a number"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url'"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "part of type 'text'"),
         ({"prompt": "x"}, "'completion' is missing"),
         ({"prompt": "x", "completion": None}, "'completion' is missing"),
         ({"prompt": "x", "chosen": "a", "rejected": "b"}, "preference"),
@@ -73,3 +74,29 @@ def test_unknown_keys_are_named_with_the_option_that_helps():
 def test_bad_rows_say_what_is_wrong(row, says):
     with pytest.raises(RowFault, match=says.replace("(", r"\(")):
         parse(row, {})
+
+
+def test_nulls_are_absent_keys():
+    row = {
+        "prompt": None,
+        "messages": [
+            {"role": "user", "content": "go", "tool_calls": None},
+            {"role": "assistant", "content": "ok", "name": None},
+        ],
+    }
+    assert parse(row, {}).messages[1] == {"role": "assistant", "content": "ok"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "completion": "b"},
+        {"instruction": "a", "output": "b"},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        CHAT,
+    ],
+)
+def test_a_system_prompt_beside_the_turns_comes_first(row):
+    record = parse({**row, "system": "be kind"}, {})
+    assert record.messages[0] == {"role": "system", "content": "be kind"}
+    assert len(record.messages) == 3

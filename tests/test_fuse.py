@@ -142,3 +142,12 @@ def test_what_cannot_be_fused_is_refused_and_nothing_is_left(dense, quantized, t
     (out / "mine").write_text("")
     with pytest.raises(ExportError, match="never overwritten"):
         fuse(dense, adapter, out)
+
+
+def test_whole_weights_do_not_fuse_into_a_quantized_base(dense, quantized, tmp_path):
+    prepare_full(dense.model)
+    whole = collect(dense.model, LoraConfig(method="full"), {})
+    detach(dense.model)
+    with pytest.raises(AdapterError, match="does not fit"):
+        fuse(quantized, whole, tmp_path / "fused", force=True)
+    assert not (tmp_path / "fused").exists()

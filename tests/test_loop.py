@@ -1,5 +1,7 @@
 import json
+import math
 import threading
+from threading import Event as Flag
 
 import mlx.core as mx
 import pytest
@@ -7,11 +9,16 @@ from conftest import write_rows
 from mlx.utils import tree_flatten
 
 from mlxlora.config import RunConfig
-from mlxlora.data.batches import MAX_SHAPES
+from mlxlora.data.batches import MAX_SHAPES, permutation
 from mlxlora.errors import ConfigError, DataError, ExportError, TrainError
 from mlxlora.lora.adapter import Adapter
 from mlxlora.train import loop
-from mlxlora.train.events import Done, Eval, Sample, Saved, Start, Step
+from mlxlora.train.events import Done, Eval, Sample, Saved, Start, Step, to_json
+
+
+GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+REFUSED = {"messages": [{"role": "nobody", "content": "a"}, *GOOD["messages"][1:]]}
+STRICT = "{% for m in messages if m.role == 'nobody' %}{{ raise_exception('who?') }}{% endfor %}"
 
 
 def config(base, rows, out, *overrides) -> RunConfig:
@@ -124,13 +131,14 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(dense, rows, 
     assert "update 3: the loss is" in text
     assert "train.jsonl:" in text
     adapter = Adapter.load(tmp_path / "run" / "adapter")
-    assert adapter.provenance["metrics"]["update"] >= 2
+    # Update 2 itself is in doubt: nothing was computed with its weights.
+    assert adapter.provenance["metrics"]["update"] == 1
     assert all(mx.isfinite(array).all() for array in adapter.weights.values())
 
 
 def test_full_training_saves_every_weight_and_restores_the_base(dense, rows, tmp_path):
     before = dict(tree_flatten(dense.model.parameters()))
-    overrides = ["lora.method=full", "train.learning_rate=1e-3", "train.updates=6"]
+    overrides = ["lora.method=full", "lora.rank=16", "train.learning_rate=1e-3", "train.updates=6"]
     events = run(dense, rows, tmp_path / "run", *overrides)
     after = dict(tree_flatten(dense.model.parameters()))
     assert all(mx.array_equal(before[k], after[k]) for k in before)
@@ -150,7 +158,8 @@ def test_what_cannot_start_is_refused_before_anything_is_written(dense, quantize
             ["train.optimizer=adam", "train.weight_decay=0.1"],
         ),
         (dense, ConfigError, "matches no module", ["lora.targets=['w']"]),
-        (quantized, ConfigError, "cannot train quantized", ["lora.method=full"]),
+        (quantized, ConfigError, "cannot train quantized", ["lora.method=full", "lora.rank=16"]),
+        (dense, ConfigError, "lora.rank: without meaning", ["lora.method=full"]),
         (dense, DataError, "no data at", ["data.path=/nowhere.jsonl"]),
     ):
         with pytest.raises(error, match=says):
@@ -163,11 +172,63 @@ def test_what_cannot_start_is_refused_before_anything_is_written(dense, quantize
 
 
 def test_rows_the_template_refuses_stop_the_run_or_are_skipped(dense, tmp_path):
-    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    bad = {"messages": [{"role": "assistant", "content": ""}]}
-    path = write_rows(tmp_path / "train.jsonl", [good, good, bad, good])
-    with pytest.raises(DataError, match=r"train\.jsonl:3: the first message is the assistant's"):
+    dense.tokenizer.chat_template = STRICT + dense.tokenizer.chat_template
+    path = write_rows(tmp_path / "train.jsonl", [GOOD, GOOD, REFUSED, GOOD])
+    with pytest.raises(DataError, match=r"train\.jsonl:3: the chat template refuses .*who\?"):
         run(dense, tmp_path, tmp_path / "run")
     events = run(dense, tmp_path, tmp_path / "run", "data.on_bad_row=skip")
     assert events[-1].dropped_rows == 1
     assert path.exists()
+
+
+def test_a_row_refused_in_mid_run_keeps_what_was_learned(dense, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlxlora.data.batches.SAMPLE_ROWS", 2)  # the first and the last
+    dense.tokenizer.chat_template = STRICT + dense.tokenizer.chat_template
+    place = next(n for n, row in enumerate(permutation(40, 0, 0)) if 0 < row < 39 and n > 20)
+    rows = [GOOD] * 40
+    rows[permutation(40, 0, 0)[place]] = REFUSED
+    write_rows(tmp_path / "train.jsonl", rows)
+    with pytest.raises(DataError, match=r"What was learned before it is in .*adapter"):
+        run(dense, tmp_path, tmp_path / "run")
+    adapter = Adapter.load(tmp_path / "run" / "adapter")
+    assert adapter.provenance["metrics"]["update"] == place // 4
+
+
+def test_a_run_that_fails_before_it_learned_leaves_no_directory(dense, rows, tmp_path, monkeypatch):
+    def broken(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlxlora.train.session.Session._start", broken)
+    with pytest.raises(OSError):
+        run(dense, rows, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_the_rows_cannot_honour_are_refused(dense, tmp_path):
+    write_rows(tmp_path / "train.jsonl", [{"text": "abc"}] * 4)
+    for override, says in (
+        ("data.mask=completion", "rows of {'text'} have none"),
+        ("eval.patience=2", "needs validation rows"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            run(dense, tmp_path, tmp_path / "run", override)
+
+
+def test_an_interrupted_run_says_where_the_last_and_the_best_are(dense, rows, tmp_path):
+    stop = Flag()
+    events = []
+    settings = config(dense, rows, tmp_path / "run", "eval.every=4")
+    for event in loop.train(settings, dense, stop=stop):
+        events.append(event)
+        if isinstance(event, Step) and event.update == 6:
+            stop.set()
+    done = events[-1]
+    assert done.reason == "interrupted" and done.best_update == 4
+    assert Adapter.load(done.adapter).provenance["metrics"]["update"] == 4
+    assert Adapter.load(done.last).provenance["metrics"]["update"] == done.update
+
+
+def test_the_log_is_json_even_where_a_figure_is_no_number():
+    step = Step(1, 0.1, math.nan, 0, 1e-4, math.inf, 0.1, 5)
+    assert json.loads(to_json(step))["loss"] is None
+    assert json.loads(to_json(step))["grad_norm"] is None

@@ -76,7 +76,7 @@ def test_gradients_of_a_whole_model_are_those_of_pytorch_and_peft(models):
     stepper = Stepper(base.model, make_optimizer(TrainConfig()), clip=0)
     shape = (2, 160)
     batches = (collate(examples[:2], shape), collate(examples[2:], shape))
-    loss, norm, tokens, summed = stepper.gradients(batches)
+    loss, norm, tokens, summed = stepper.gradients(batches, 0, 1)
 
     total, count = torch.tensor(0.0), 0
     for example in examples:  # one row at a time: no padding at all

@@ -2,6 +2,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from conftest import worst
+from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from mlxlora.machine import on_cpu
@@ -27,15 +28,22 @@ class Model(nn.Module):
 @pytest.mark.skipif(not on_cpu(), reason="only the CPU multiplies widened")
 @pytest.mark.parametrize("mode, group_size, bits", MODES)
 @pytest.mark.parametrize("rows", [2, 32])
-def test_wide_products_are_mlx_s_own_forward_and_backward(mode, group_size, bits, rows):
+@pytest.mark.parametrize("kept", [0, 1 << 30])
+def test_wide_products_are_mlx_s_own_forward_and_backward(
+    mode, group_size, bits, rows, kept, monkeypatch
+):
+    monkeypatch.setattr("mlxlora.quantized.KEPT_BYTES", kept)
     model = Model(mode, group_size, bits)
     x = mx.random.normal((rows, 128), key=mx.random.key(1))
     indices = mx.random.randint(0, 4, (rows, 2), key=mx.random.key(2))
     value, gradient = mx.value_and_grad(model)(x, indices)
     names = [path for path, _ in model.named_modules()]
+    parameters = tree_flatten(model.parameters())
     install_wide_products(model)
     assert all(type(m) not in QUANTIZED for m in model.modules())
     assert [path for path, _ in model.named_modules()] == names
+    assert [path for path, _ in tree_flatten(model.parameters())] == [p for p, _ in parameters]
+    assert ("_kept" in model.linear) == (kept > 0)
     wide_value, wide_gradient = mx.value_and_grad(model)(x, indices)
     assert worst(wide_value, value) < 1e-5
     assert worst(wide_gradient, gradient) < 1e-5

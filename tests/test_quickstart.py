@@ -84,9 +84,10 @@ def test_the_recipe_makes_a_model_that_trains(recipe, tmp_path):
 def test_an_existing_directory_is_refused(tmp_path):
     from typer.testing import CliRunner
 
+    (tmp_path / "mine").write_text("mine")
     result = CliRunner().invoke(app, ["quickstart", "--dir", str(tmp_path)])
-    assert "exists" in str(result.exception)
-    assert list(tmp_path.iterdir()) == []
+    assert "exists already" in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from mlxlora.errors import DataError
         (b'{"text": "caf\xe9"}', "rows.jsonl:3: not UTF-8 at byte 14"),
         (b'{"prompt": "a", "completion": "b"}', "a completion row in a file of text rows"),
         (b"[]", "must be a JSON object"),
+        (b"[", "one JSON array"),
     ],
 )
 def test_a_bad_line_is_found_before_training_or_skipped(tmp_path, line, says):
@@ -79,3 +80,10 @@ def test_where_counts_lines_not_rows(tmp_path):
     path.write_text('{"text": "a"}\n\n\n{"text": "b"}\n')
     rows = open_splits(DataConfig(path=str(path), valid_fraction=0), 0).train
     assert rows.where(rows[1]) == f"{path}:4"
+
+
+def test_files_of_a_directory_must_agree_on_the_format(tmp_path):
+    write_rows(tmp_path / "train.jsonl", [{"text": "a"}])
+    write_rows(tmp_path / "valid.jsonl", [{"prompt": "a", "completion": "b"}])
+    with pytest.raises(DataError, match=r"completion rows and .* text rows"):
+        open_splits(DataConfig(path=str(tmp_path)), 0)

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 from conftest import CHATML, write_tokenizer
 from mlx_lm import utils as zoo
 
+from mlxlora.base import open_tokenizer
 from mlxlora.config import DataConfig
 from mlxlora.data.formats import parse
 from mlxlora.data.render import Renderer
@@ -34,6 +37,12 @@ REWRITES = (
     "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}(earlier){% else %}"
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# What Qwen3's does with thinking that the data brings: kept in the last answer only.
+DROPS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last %}{{ m.content }}"
+    "{% else %}{{ m.content.split('</think>')[-1].lstrip('\n') }}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 NO_EOS = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -187,3 +196,46 @@ def test_a_slow_tokenizer_is_rendered_in_pieces_or_refused(tmp_path):
     slow = render(parse(CONVERSATION, {}))
     assert slow.tokens.tolist() == fast.tokens.tolist()
     assert slow.mask.tolist() == fast.mask.tolist()
+
+
+def test_the_token_that_closes_a_turn_is_a_stop_token(tmp_path):
+    """Base models often name only <|endoftext|> as their end."""
+    write_tokenizer(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["eos_token"] = "<|endoftext|>"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert zoo.load_tokenizer(tmp_path).eos_token_ids == {256}
+    tokenizer = open_tokenizer(tmp_path, {})
+    assert tokenizer.eos_token_ids == {256, 258}
+    assert trained(Renderer(tokenizer, DataConfig()), CONVERSATION)[0] == "ok<|im_end|>"
+
+
+def test_a_template_that_never_says_stop_is_noted(tmp_path):
+    render = renderer(tmp_path, NO_EOS)
+    trained(render, CONVERSATION)
+    assert any("where to stop" in note for note in render.notes)
+
+
+def test_turns_whose_thinking_the_template_drops_are_not_trained(tmp_path):
+    render = renderer(tmp_path, DROPS)
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "<think>\nfirst\n</think>\n\na1"},
+        {"role": "user", "content": "two"},
+        {"role": "assistant", "content": "<think>\nsecond\n</think>\n\na2"},
+    ]
+    assert trained(render, {"messages": messages}) == ["<think>\nsecond\n</think>\n\na2<|im_end|>"]
+    assert any("drops the thinking" in note for note in render.notes)
+
+
+@pytest.mark.parametrize("content", ["a", "s", "", "assistant"])
+def test_a_conversation_may_begin_with_the_assistant(tmp_path, content):
+    row = {"messages": [{"role": "assistant", "content": content}]}
+    assert trained(renderer(tmp_path), row) == [content + "<|im_end|>"]
+
+
+def test_a_system_prompt_without_a_template_joins_the_prompt(tmp_path):
+    row = {"prompt": "p", "completion": "c", "system": "s"}
+    render = renderer(tmp_path, None)
+    example = render(parse(row, {}))
+    assert render.tokenizer.decode(example.tokens.tolist()) == "s\n\npc<|im_end|>"

@@ -43,6 +43,7 @@ def parse(row: Any, columns: Mapping[str, str]) -> Record:
     """
     if not isinstance(row, dict):
         raise RowFault(f"a row must be a JSON object, this is {_json_kind(row)}")
+    row = {key: value for key, value in row.items() if value is not None}  # exports write nulls
     if columns:
         row = {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
     for key, reader in READERS.items():
@@ -54,22 +55,23 @@ def parse(row: Any, columns: Mapping[str, str]) -> Record:
 
 
 def _messages(row: Row) -> Record:
-    return _conversation(row["messages"], "role", "content", row.get("tools"))
+    return _conversation(row, row["messages"], "role", "content")
 
 
 def _conversations(row: Row) -> Record:
-    return _conversation(row["conversations"], "from", "value", row.get("tools"))
+    return _conversation(row, row["conversations"], "from", "value")
 
 
 def _completion(row: Row) -> Record:
-    return _pair(_text(row, "prompt"), _text(row, "completion"))
+    return _pair(row, _text(row, "prompt"), _text(row, "completion"))
 
 
 def _instruction(row: Row) -> Record:
     instruction, extra = _text(row, "instruction"), row.get("input") or ""
     if not isinstance(extra, str):
         raise RowFault(f"'input' must be text, this is {_json_kind(extra)}")
-    return _pair(f"{instruction}\n\n{extra}" if extra else instruction, _text(row, "output"))
+    prompt = f"{instruction}\n\n{extra}" if extra else instruction
+    return _pair(row, prompt, _text(row, "output"))
 
 
 def _plain_text(row: Row) -> Record:
@@ -86,15 +88,23 @@ READERS: dict[str, Callable[[Row], Record]] = {
 }
 
 
-def _pair(prompt: str, completion: str) -> Record:
+def _pair(row: Row, prompt: str, completion: str) -> Record:
     messages = (
+        *_system(row),
         {"role": "user", "content": prompt},
         {"role": "assistant", "content": completion},
     )
     return Record(row=-1, kind="completion", messages=messages)
 
 
-def _conversation(turns: Any, role_key: str, content_key: str, tools: Any) -> Record:
+def _system(row: Row) -> tuple[Message, ...]:
+    """A system prompt that stands beside the turns, as some exports have it."""
+    system = _text(row, "system") if "system" in row else ""
+    return ({"role": "system", "content": system},) if system else ()
+
+
+def _conversation(row: Row, turns: Any, role_key: str, content_key: str) -> Record:
+    tools = row.get("tools")
     if not isinstance(turns, list) or not turns:
         raise RowFault("the conversation must be a list with at least one message")
     if tools is not None and not isinstance(tools, list):
@@ -102,6 +112,8 @@ def _conversation(turns: Any, role_key: str, content_key: str, tools: Any) -> Re
     messages = tuple(
         _message(turn, role_key, content_key, number) for number, turn in enumerate(turns, 1)
     )
+    if messages[0]["role"] != "system":
+        messages = (*_system(row), *messages)
     if not any(message["role"] == "assistant" for message in messages):
         raise RowFault("no assistant turn, so there is nothing to train on")
     return Record(row=-1, kind="chat", messages=messages, tools=tuple(tools) if tools else None)
@@ -121,7 +133,7 @@ def _message(turn: Any, role_key: str, content_key: str, number: int) -> Message
             f"message {number} ({role}): '{content_key}' must be text, "
             f"this is {_json_kind(content)}"
         )
-    rest = {k: v for k, v in turn.items() if k not in (role_key, content_key)}
+    rest = {k: v for k, v in turn.items() if k not in (role_key, content_key) and v is not None}
     if "tool_calls" in rest:
         rest["tool_calls"] = _tool_calls(rest["tool_calls"], number)
     return {"role": role, "content": content, **rest}
@@ -147,8 +159,8 @@ def _tool_calls(calls: Any, number: int) -> list[Row]:
 
 
 def _part(part: Any, number: int) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part["text"], str):
-        return part["text"]
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
     kind = part.get("type") if isinstance(part, dict) else _json_kind(part)
     raise RowFault(f"message {number} holds a part of type {kind!r}; only text can be trained")
 

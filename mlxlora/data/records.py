@@ -158,6 +158,8 @@ def _broken_line(line: bytes, error: orjson.JSONDecodeError) -> str:
     except UnicodeDecodeError as bad:
         near = line[max(0, bad.start - 20) : bad.start + 20].decode("utf-8", "replace")
         return f"not UTF-8 at byte {bad.start + 1} of the line, near {near!r}"
+    if text.strip() == "[":
+        return "this looks like one JSON array; JSONL has an object on every line"
     near = text[max(0, error.pos - 25) : error.pos + 25].strip()
     return f"not valid JSON ({error.msg.split(':')[0]}), near {near!r}"
 
@@ -213,8 +215,16 @@ def open_splits(data: DataConfig, seed: int) -> Splits:
         if train is None:
             found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
             raise DataError(f"{path} has no train.jsonl or train.jsonl.gz (it holds {found})")
-        valid = _in_directory(path, "valid", data)
-        return Splits(train, valid, _in_directory(path, "test", data))
+        splits = Splits(
+            train, _in_directory(path, "valid", data), _in_directory(path, "test", data)
+        )
+        for file in splits.files().values():
+            if file.kind != splits.kind:
+                raise DataError(
+                    f"{file.path} has {file.kind} rows and {train.file.path} {splits.kind} rows; "
+                    "keep one format in a directory"
+                )
+        return splits
     return _split(open_file(path, data).file, data.valid_fraction, seed)
 
 

@@ -27,6 +27,7 @@ from mlxlora.config import DataConfig
 from mlxlora.data.formats import Message, Record
 from mlxlora.errors import DataError
 
+MARK = "\ue000\ue001"  # private characters: no template writes or drops them
 Span = tuple[int, int]  # [start, end) in characters of the rendered text
 
 
@@ -87,8 +88,9 @@ class Renderer:
 
     def _render_pair(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         """Without a template: the prompt's tokens, the completion's, end-of-sequence."""
-        prompt = self._plain.encode(record.messages[0]["content"])
-        completion = self._plain.encode(record.messages[1]["content"], add_special_tokens=False)
+        *before, answer = (message["content"] for message in record.messages)
+        prompt = self._plain.encode("\n\n".join(before))
+        completion = self._plain.encode(answer, add_special_tokens=False)
         completion.append(self.tokenizer.eos_token_id)
         mask = np.zeros(len(prompt) + len(completion), bool)
         mask[0 if self.mask == "all" else len(prompt) :] = True
@@ -136,8 +138,8 @@ class Renderer:
         for number, (turn, start) in enumerate(zip(turns, starts, strict=True)):
             limit = starts[number + 1] if number + 1 < len(turns) else len(text)
             spans.append((start, self._end(messages, tools, turn, text, start, limit)))
-        self._verify(messages, turns, spans, text)
-        return spans
+        whole = self._verify(messages, turns, spans, text)
+        return [span for span, kept in zip(spans, whole, strict=True) if kept]
 
     def _start(self, messages: tuple[Message, ...], tools: Any, turn: int, text: str) -> int:
         """Where this turn's generated text begins in the whole text."""
@@ -162,10 +164,11 @@ class Renderer:
         return agreed
 
     def _start_of_first(self, messages: tuple[Message, ...], tools: Any, text: str) -> int:
-        place = text.find(messages[0]["content"].strip()) if messages[0]["content"] else -1
-        if place < 0:
-            raise DataError("the first message is the assistant's and empty; remove it")
-        return place
+        marked = [{**messages[0], "content": MARK}, *messages[1:]]
+        before, found, _ = self.template(marked, tools).partition(MARK)
+        if not found or not text.startswith(before):
+            raise DataError(_lost(messages[0], "at the start"))
+        return len(before)
 
     def _end(
         self,
@@ -185,6 +188,11 @@ class Renderer:
         ]
         if ends:
             return min(ends)
+        self._note(
+            "the chat template ends the assistant's turns with no end-of-sequence token of this "
+            f"tokenizer ({', '.join(self._eos) or 'it has none'}), so the tuned model will not "
+            "learn where to stop"
+        )
         if turn == len(messages) - 1:
             return len(text)
         through = self.template(messages[: turn + 1], tools)
@@ -198,9 +206,13 @@ class Renderer:
 
     def _verify(
         self, messages: tuple[Message, ...], turns: list[int], spans: list[Span], text: str
-    ) -> None:
-        """Each span holds its message's words, and the gap before it the other messages'."""
-        position, first = 0, 0
+    ) -> list[bool]:
+        """Each span holds its message's words, and the gap before it the other messages'.
+
+        Returns, per turn, whether its thinking is there too. Templates drop the thinking of
+        earlier turns; training such a turn would teach the model not to think.
+        """
+        position, first, whole = 0, 0, []
         for turn, (start, end) in zip(turns, spans, strict=True):
             gap, place = text[position:start], 0
             for message in messages[first:turn]:
@@ -209,10 +221,17 @@ class Renderer:
                 if found < 0 and message["role"] in ("user", "system"):
                     raise DataError(_lost(message, "before the assistant's turn"))
                 place = max(place, found + len(words))
-            answer = messages[turn]["content"].strip()
-            if answer not in text[start:end] and "</think>" not in answer:
+            thinking, answer = _thinking_of(messages[turn])
+            if answer not in text[start:end]:
                 raise DataError(_lost(messages[turn], "in the span to be trained"))
+            whole.append(thinking in text[start:end])
             position, first = end, turn + 1
+        if not all(whole):
+            self._note(
+                "the chat template drops the thinking of earlier turns; those turns are not "
+                "trained, only turns whose thinking is shown"
+            )
+        return whole
 
     def _tokenize(self, text: str, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
         if not self._plain.is_fast:
@@ -242,6 +261,14 @@ class Renderer:
     def _note(self, text: str) -> None:
         if text not in self.notes and len(self.notes) < 10:
             self.notes.append(text)
+
+
+def _thinking_of(message: Message) -> tuple[str, str]:
+    """(the thinking, the answer) of an assistant's message, either may be empty."""
+    before, closed, after = message["content"].rpartition("</think>")
+    thinking = before.rpartition("<think>")[2] if closed else ""
+    apart = message.get("reasoning_content")
+    return (thinking or (apart if isinstance(apart, str) else "")).strip(), after.strip()
 
 
 def _pieces(spans: list[Span], length: int) -> Iterator[tuple[int, int, bool]]:

@@ -20,6 +20,7 @@ from mlxlora.errors import AdapterError, ExportError
 from mlxlora.export.shards import taken_tensors, write_model
 from mlxlora.files import refuse_existing
 from mlxlora.lora.adapter import Adapter, differences
+from mlxlora.lora.attach import check_whole_weights
 from mlxlora.lora.layers import LowRank, layer_for, merge_delta
 from mlxlora.quantized import QUANTIZED, widen
 
@@ -50,6 +51,7 @@ def fuse(
     bits: Bits = "default",
     *,
     force: bool = False,
+    trust_remote_code: bool = False,
 ) -> Fused:
     """Write base + adapter as a model directory that mlx-lm and mlxlora load.
 
@@ -63,7 +65,7 @@ def fuse(
     check_directory(source)
     if not force:
         _check_base(source, str(model) if not isinstance(model, Base) else "", commit, adapter)
-    module, config = open_model(source)
+    module, config = open_model(source, trust_remote_code=trust_remote_code)
     quantization = config.get("quantization")
     bits = _resolve(bits, quantization)
     plan = _Plan(module, adapter, bits, quantization)
@@ -117,6 +119,8 @@ class _Plan:
         self.layers: dict[str, type[LowRank]] = {}
         if adapter.method == "lora":
             self.layers = {path: self._layer(path) for path in adapter.modules}
+        else:
+            check_whole_weights(model, adapter.weights)
         self.bits_text = self._describe()
 
     def _layer(self, path: str) -> type[LowRank]:

@@ -15,7 +15,14 @@ BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 
 
-def quantize(model: str | Path, out: str | Path, bits: int = 4, group_size: int = 64) -> int:
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    bits: int = 4,
+    group_size: int = 64,
+    *,
+    trust_remote_code: bool = False,
+) -> int:
     """Write a quantized copy of a model directory; return its size in bytes.
 
     Affine quantization in groups along the input dimension, as mlx_lm.convert does, with
@@ -27,7 +34,7 @@ def quantize(model: str | Path, out: str | Path, bits: int = 4, group_size: int 
         raise ExportError(f"MLX quantizes to {BITS} bits in groups of {GROUP_SIZES}")
     source, _ = find(model)
     check_directory(source)
-    module, config = open_model(source)
+    module, config = open_model(source, trust_remote_code=trust_remote_code)
     if "quantization" in config:
         raise ExportError(f"{source} is quantized already")
     config["quantization"] = _quantize_layers(module, bits, group_size)

@@ -22,6 +22,7 @@ from mlxlora.errors import AdapterError, ConfigError
 from mlxlora.lora.adapter import Adapter, differences
 from mlxlora.lora.layers import LowRank, layer_for
 
+ROUTERS = {"gate", "router", "shared_expert_gate"}  # names of modules that choose experts
 LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 ALL_LINEAR = "all-linear"
 
@@ -200,7 +201,8 @@ def _filled(
     return layer
 
 
-def _attach_full(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
+def check_whole_weights(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
+    """Raise AdapterError if the weights of a "full" adapter do not fit this bare model."""
     own = dict(tree_flatten(model.parameters()))
     faults = [
         f"{name}: adapter {tuple(array.shape)}, base "
@@ -210,6 +212,11 @@ def _attach_full(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
     ]
     if faults:
         raise AdapterError("adapter does not fit this base:\n  " + "\n  ".join(faults[:12]))
+
+
+def _attach_full(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
+    check_whole_weights(model, weights)
+    own = dict(tree_flatten(model.parameters()))
     model._mlxlora_replaced = _Replaced({name: own[name] for name in weights})
     model.load_weights(list(weights.items()), strict=False)
 
@@ -245,8 +252,11 @@ def _block_prefixes(model: nn.Module, blocks: int | tuple[int, ...]) -> list[str
 
 
 def _router(path: str) -> bool:
-    """Routers choose experts; changing them moves rows between experts in jumps."""
-    return path.rpartition(".")[2] in ("gate", "router", "shared_expert_gate")
+    """Routers choose experts; changing them moves rows between experts in jumps.
+
+    Some families keep the router's layer one level down: mlp.gate.wg, router.proj.
+    """
+    return not ROUTERS.isdisjoint(path.split("."))
 
 
 def _matches(path: str, target: str) -> bool:

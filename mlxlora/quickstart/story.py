@@ -67,7 +67,7 @@ def play(directory: Path, progress: Progress) -> Iterator[Scene]:
     )
     before = next(evaluate(base, data, generate=True, max_tokens=MAX_TOKENS, progress=progress))
     yield before
-    rows = sum(1 for _ in (DATA / "train.jsonl").open("rb"))
+    rows = (DATA / "train.jsonl").read_bytes().count(b"\n")
     yield Chapter("2. Training", f"LoRA on {rows:,} examples; the base itself stays as it is.")
     places = {"model": BASE, "out": directory / "run", "data.path": DATA}
     run = RunConfig.load(RECIPE, [f"{key}={toml_value(str(p))}" for key, p in places.items()])

@@ -74,7 +74,8 @@ class Sample:
 class Done:
     update: int
     reason: str  # "finished", "early stop" or "interrupted"
-    adapter: str
+    adapter: str  # the weights to use
+    last: str  # the last weights saved, elsewhere if they are not the best
     best_update: int
     valid_loss_before: float | None
     valid_loss: float | None  # of the adapter kept
@@ -94,5 +95,9 @@ def perplexity(loss: float) -> float:
 
 def to_json(event: Event) -> str:
     """One line of log.jsonl: {"event": "step", "update": 12, "loss": ...}."""
+    fields = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in dataclasses.asdict(event).items()  # JSON knows no NaN
+    }
     named: dict[str, Any] = {"event": type(event).__name__.lower()}
-    return json.dumps({**named, **dataclasses.asdict(event)}, ensure_ascii=False)
+    return json.dumps({**named, **fields}, ensure_ascii=False, allow_nan=False)

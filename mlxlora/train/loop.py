@@ -5,35 +5,28 @@ adapter/ (the best by validation loss; the last where there is no validation set
 is never changed: when the generator ends, however it ends, the adapter is detached.
 """
 
-import math
-import time
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event as Flag
-from typing import Any
+from typing import TextIO
 
 import mlx.core as mx
 
-from mlxlora.base import Base, load, trainable_size, training_mode
-from mlxlora.config import RunConfig
-from mlxlora.data.batches import Cursor, Feed, Shape, choose_shapes, sample_lengths
+from mlxlora.base import Base, load
+from mlxlora.config import LoraConfig, RunConfig
+from mlxlora.data.batches import Shape, choose_shapes, sample_lengths
 from mlxlora.data.records import Splits, open_splits
 from mlxlora.data.render import Renderer
-from mlxlora.errors import ConfigError, TrainError
+from mlxlora.errors import ConfigError
 from mlxlora.files import atomic_file, refuse_existing
-from mlxlora.generate import answer, prompt_tokens
-from mlxlora.lora.attach import collect, detach, low_rank_layers, new_layers, prepare_full
-from mlxlora.machine import awake, peak_memory, token_budget
+from mlxlora.lora.attach import detach, new_layers, prepare_full
+from mlxlora.machine import awake, token_budget
 from mlxlora.quantized import QUANTIZED
-from mlxlora.train.events import Done, Eval, Event, Sample, Saved, Start, Step, perplexity, to_json
-from mlxlora.train.optim import learning_rate, make_optimizer, peak_rate
-from mlxlora.train.step import Stepper
-from mlxlora.train.validate import Validator, batches_of
-
-VALIDATIONS = 10  # a run, when eval.every is 0
-BAD_ROWS_SHOWN = 8
+from mlxlora.train.events import Event, to_json
+from mlxlora.train.optim import make_optimizer
+from mlxlora.train.session import Session
 
 
 def train(run: RunConfig, base: Base | None = None, *, stop: Flag | None = None) -> Iterator[Event]:
@@ -45,6 +38,7 @@ def train(run: RunConfig, base: Base | None = None, *, stop: Flag | None = None)
     """
     check(run)
     splits = open_splits(run.data, run.train.seed)
+    _check_against_data(run, splits)
     base = base or load(run.model)
     renderer = Renderer(base.tokenizer, run.data)
     shapes = _shapes(run, splits, renderer)
@@ -53,12 +47,10 @@ def train(run: RunConfig, base: Base | None = None, *, stop: Flag | None = None)
     parameters = base.parameters
     try:
         _prepare(base, run)
-        directory = Path(run.out)
-        directory.mkdir(parents=True, exist_ok=True)
-        with atomic_file(directory / "run.toml") as file:
-            file.write(run.to_toml().encode())
-        session = _Session(run, base, splits, renderer, shapes, parameters, stop or Flag())
-        with awake(), (directory / "log.jsonl").open("a", encoding="utf-8") as log:
+        session = Session(
+            _out(run), run, base, splits, renderer, shapes, parameters, stop or Flag()
+        )
+        with _directory(session, run) as log, awake():
             for event in session.events():
                 log.write(to_json(event) + "\n")
                 log.flush()
@@ -74,7 +66,44 @@ def check(run: RunConfig) -> None:
     missing += [] if run.data.path else ["data.path"]
     if missing:
         raise ConfigError(f"not given: {', '.join(missing)}")
-    refuse_existing(Path(run.out))
+    if run.lora.method == "full":
+        given = {k for k, v in vars(run.lora).items() if v != vars(LoraConfig())[k]} - {"method"}
+        if given:
+            names = ", ".join(f"lora.{name}" for name in sorted(given))
+            raise ConfigError(f"{names}: without meaning when every weight is trained (full)")
+    refuse_existing(_out(run))
+
+
+def _out(run: RunConfig) -> Path:
+    return Path(run.out).expanduser()
+
+
+def _check_against_data(run: RunConfig, splits: Splits) -> None:
+    """Raise ConfigError for options that these rows cannot honour."""
+    if splits.kind == "text" and run.data.mask == "completion":
+        raise ConfigError("data.mask = 'completion': rows of {'text'} have none; use 'all'")
+    if splits.valid is None and run.eval.patience:
+        raise ConfigError("eval.patience needs validation rows, and this data has none")
+
+
+@contextmanager
+def _directory(session: Session, run: RunConfig) -> Iterator[TextIO]:
+    """Make the run's directory with run.toml and open its log.
+
+    It is gone again if the run fails with nothing learned in it.
+    """
+    session.directory.mkdir(parents=True, exist_ok=True)
+    with atomic_file(session.directory / "run.toml") as file:
+        file.write(run.to_toml().encode())
+    try:
+        with (session.directory / "log.jsonl").open("a", encoding="utf-8") as log:
+            yield log
+    except GeneratorExit:
+        raise
+    except BaseException:
+        if session.last is None:
+            shutil.rmtree(session.directory, ignore_errors=True)
+        raise
 
 
 def _shapes(run: RunConfig, splits: Splits, renderer: Renderer) -> tuple[Shape, ...]:
@@ -97,190 +126,3 @@ def _prepare(base: Base, run: RunConfig) -> None:
         prepare_full(base.model)
     else:
         new_layers(base.model, run.lora, run.train.seed)
-
-
-@dataclass
-class _Best:
-    loss: float = math.inf
-    update: int = 0
-    since: int = 0  # validations without a better one
-
-
-class _Session:
-    """The one owner of a run's changing state."""
-
-    def __init__(
-        self,
-        run: RunConfig,
-        base: Base,
-        splits: Splits,
-        renderer: Renderer,
-        shapes: tuple[Shape, ...],
-        parameters: int,
-        stop: Flag,
-    ) -> None:
-        self.run, self.base, self.splits, self.renderer = run, base, splits, renderer
-        self.shapes, self.parameters, self.stop = shapes, parameters, stop
-        self.directory = Path(run.out)
-        self.skip = run.data.on_bad_row == "skip"
-        self.feed = Feed(
-            splits.train, renderer, run.train.batch_size, shapes, run.train.seed, self.skip
-        )
-        self.updates = run.train.updates or math.ceil(
-            run.train.epochs * self.feed.updates_per_epoch
-        )
-        self.peak = peak_rate(run.train, run.lora, parameters)
-        self.stepper = Stepper(base.model, make_optimizer(run.train), run.train.clip)
-        self.validator = Validator(base.model)
-        self.every = run.eval.every or max(1, round(self.updates / VALIDATIONS))
-        self.best = _Best()
-        self.before: float | None = None  # validation loss of the base
-        self.train_loss = math.nan
-        self.update = 0
-        self.started = time.perf_counter()
-
-    def events(self) -> Iterator[Event]:
-        mx.reset_peak_memory()
-        yield self._start()
-        if self.splits.valid is not None:
-            yield (event := self._validate())
-            self.before = event.loss
-        reason = "finished"
-        for update in self.feed.updates(Cursor()):
-            if self.update >= self.updates:
-                break
-            yield from self._step(update)
-            if self.stop.is_set() and self.update < self.updates:
-                reason = "interrupted"
-                break
-            if self.update % self.every == 0 or self.update == self.updates:
-                yield from self._milestone()
-                if self._hopeless():
-                    reason = "early stop"
-                    break
-        if reason == "interrupted" or not self.best.update:
-            yield self._save_last(reason)
-        yield self._done(reason)
-
-    def _step(self, update: Any) -> Iterator[Event]:
-        """One optimizer update; an update without a supervised token only counts."""
-        tic = time.perf_counter()
-        self.update += 1
-        rate = learning_rate(self.run.train, self.peak, self.update, self.updates)
-        loss = norm = math.nan
-        tokens = 0
-        if update.batches:
-            with training_mode(self.base.model):
-                loss, norm, tokens, gradients = self.stepper.gradients(
-                    update.batches, self.run.train.seed, self.update
-                )
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                self._not_a_number(loss, norm, update.rows)
-            self.stepper.apply(gradients, norm, tokens, rate)
-            self.train_loss = loss
-        epoch = update.cursor.epoch + update.cursor.position / len(self.splits.train)
-        seconds = time.perf_counter() - tic
-        yield Step(self.update, epoch, loss, tokens, rate, norm, seconds, peak_memory())
-
-    def _milestone(self) -> Iterator[Event]:
-        """Validate and keep the best; without a validation set, keep the present."""
-        if self.splits.valid is None:
-            yield self._save(self.directory / "adapter", "last")
-        else:
-            yield (event := self._validate())
-            if event.best:
-                yield self._save(self.directory / "adapter", "best")
-        for prompt in self.run.eval.prompts:
-            tokens = prompt_tokens(self.base.tokenizer, prompt, raw=self.splits.kind == "text")
-            text = answer(self.base.model, self.base.tokenizer, tokens, self.run.eval.max_tokens)
-            yield Sample(self.update, prompt, text)
-
-    def _validate(self) -> Eval:
-        assert self.splits.valid is not None
-        tic = time.perf_counter()
-        batches = batches_of(self.splits.valid, self.renderer, self.shapes, self.skip)
-        loss, tokens = self.validator(batches)
-        better = self.update > 0 and loss < self.best.loss
-        if better:
-            self.best = _Best(loss, self.update)
-        elif self.update > 0:
-            self.best = replace(self.best, since=self.best.since + 1)
-        seconds = time.perf_counter() - tic
-        return Eval(self.update, loss, perplexity(loss), tokens, better, seconds)
-
-    def _hopeless(self) -> bool:
-        patience = self.run.eval.patience
-        return bool(patience) and self.best.since >= patience and self.update < self.updates
-
-    def _not_a_number(self, loss: float, norm: float, rows: tuple[int, ...]) -> None:
-        saved = self._save_last("interrupted")
-        places = [self.splits.train.file.where(row) for row in rows[:BAD_ROWS_SHOWN]]
-        more = f" and {len(rows) - len(places)} more" if len(rows) > len(places) else ""
-        raise TrainError(
-            f"update {self.update}: the loss is {loss} and the gradient norm {norm}, so training "
-            f"stopped before using it. Its rows: {', '.join(places)}{more}.\n"
-            f"The weights before it are in {saved.path}. A lower train.learning_rate (now "
-            f"{self.peak:g}) usually helps; otherwise look at those rows."
-        )
-
-    def _save_last(self, reason: str) -> Saved:
-        """The present weights: as the adapter if there is no better one, else beside it."""
-        place = self.directory / "adapter"
-        if self.best.update:
-            place = self.directory / f"last-{self.update:08d}"
-        return self._save(place, "interrupted" if reason == "interrupted" else "last")
-
-    def _save(self, path: Path, why: str) -> Saved:
-        collect(self.base.model, self.run.lora, self._provenance()).save(path, replace=True)
-        return Saved(self.update, str(path), why)
-
-    def _provenance(self) -> dict[str, Any]:
-        files = {
-            name: {"path": str(file.path), "rows": len(file), "digest": file.digest}
-            for name, file in self.splits.files().items()
-        }
-        return {
-            "base": self.base.identity.to_dict(),
-            "data": {"format": self.splits.kind, "files": files},
-            "run": self.run.to_dict(),
-            "metrics": {
-                "update": self.update,
-                "updates": self.updates,
-                "train_loss": self.train_loss,
-                "valid_loss": self.best.loss if self.best.update == self.update else None,
-                "valid_loss_before": self.before,
-            },
-            "versions": {name: version(name) for name in ("mlxlora", "mlx", "mlx-lm")},
-        }
-
-    def _start(self) -> Start:
-        valid = self.splits.valid
-        return Start(
-            updates=self.updates,
-            rows=len(self.splits.train),
-            valid_rows=len(valid) if valid is not None else 0,
-            skipped_rows=sum(self.splits.skipped().values()),
-            trainable=trainable_size(self.base.model),
-            parameters=self.parameters,
-            adapted=len(list(low_rank_layers(self.base.model))),
-            learning_rate=self.peak,
-            shapes=self.shapes,
-            device=str(mx.default_device()),
-            notes=tuple(self.renderer.notes),
-        )
-
-    def _done(self, reason: str) -> Done:
-        kept = self.best.loss if self.best.update else None
-        tally = self.feed.tally
-        return Done(
-            update=self.update,
-            reason=reason,
-            adapter=str(self.directory / "adapter"),
-            best_update=self.best.update or self.update,
-            valid_loss_before=self.before,
-            valid_loss=kept,
-            seconds=time.perf_counter() - self.started,
-            dropped_rows=tally.dropped + tally.refused,
-            truncated_rows=tally.truncated,
-            peak_memory=peak_memory(),
-        )

@@ -57,11 +57,11 @@ OPTIMIZERS: dict[str, Callable[[TrainConfig], opt.Optimizer]] = {
     "muon": lambda c: Muon(c.weight_decay),
 }
 
-# name -> share of the peak rate at progress 0..1 after warmup
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda t: FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * t)) / 2,
-    "linear": lambda t: 1 - t,
-    "constant": lambda t: 1.0,
+# name -> share of the peak rate at update 0..n after warmup; 0 only after the last
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "cosine": lambda k, n: FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * k / n)) / 2,
+    "linear": lambda k, n: 1 - k / (n + 1),
+    "constant": lambda k, n: 1.0,
 }
 
 
@@ -86,8 +86,8 @@ def learning_rate(config: TrainConfig, peak: float, update: int, updates: int) -
     warmup = config.warmup if config.warmup >= 1 else round(config.warmup * updates)
     if update <= warmup:
         return peak * update / warmup
-    progress = (update - warmup) / max(1, updates - warmup)
-    return peak * SCHEDULES[config.schedule](min(1.0, progress))
+    after = max(1, updates - round(warmup))
+    return peak * SCHEDULES[config.schedule](min(update - round(warmup), after), after)
 
 
 def global_norm(gradients: dict[str, object]) -> mx.array:

@@ -2,7 +2,8 @@
 
 Gradients are summed over micro-batches and divided once by the number of supervised tokens.
 Whether they are finite is known before they are applied, so a bad update never touches the
-weights or the optimizer. Each micro-batch shape is compiled once, the application once.
+weights or the optimizer. Each micro-batch shape is compiled once, the application once
+(from the update that machine.compile_from() names; before it the same functions just run).
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from mlx.utils import tree_map
 
 from mlxlora.data.batches import Batch, Shape
 from mlxlora.lora.attach import low_rank_layers
+from mlxlora.machine import compile_from
 from mlxlora.train.objectives import sft
 from mlxlora.train.optim import global_norm
 
@@ -29,26 +31,33 @@ class Stepper:
     def __init__(self, model: nn.Module, optimizer: opt.Optimizer, clip: float) -> None:
         self.optimizer = optimizer
         self.clip = clip
-        self.shapes: set[Shape] = set()  # compiled so far
+        self.shapes: set[Shape] = set()  # met so far
         self._model = model
         self._dropping = [layer for _, layer in low_rank_layers(model) if layer.dropout > 0]
         optimizer.init(model.trainable_parameters())  # lazily made state would cost a trace
         self._zeros = tree_map(mx.zeros_like, model.trainable_parameters())
-        self._accumulate = _compiled_accumulate(model)
-        self._apply = _compiled_apply(model, optimizer)
-        self._norm = mx.compile(global_norm)
+        self._compile_from = compile_from()
+        self._use(_plain)
+
+    def _use(self, compiled: Callable[..., Any]) -> None:
+        self._accumulate = _accumulation(self._model, compiled)
+        self._apply = _application(self._model, self.optimizer, compiled)
+        self._norm = compiled(global_norm)
 
     def gradients(
-        self, batches: tuple[Batch, ...], *key: int
+        self, batches: tuple[Batch, ...], seed: int, update: int
     ) -> tuple[float, float, int, Gradients]:
         """(mean loss, norm of the mean gradient, supervised tokens, summed gradients).
 
-        key: numbers that dropout depends on, for example (seed, update).
+        seed and update (1, 2, ...) are what dropout depends on.
         """
+        if self._compile_from and update >= self._compile_from:
+            self._use(mx.compile)
+            self._compile_from = 0
         summed, loss = self._zeros, mx.array(0.0)
         for number, batch in enumerate(batches):
             self.shapes.add(batch.shape)
-            self._set_dropout_keys(*key, number)
+            self._set_dropout_keys(seed, update, number)
             loss, summed = self._accumulate(
                 mx.array(batch.inputs), mx.array(batch.targets), mx.array(batch.mask), loss, summed
             )
@@ -74,14 +83,21 @@ class Stepper:
             layer.dropout_key = mx.array(key)
 
 
-def _compiled_accumulate(model: nn.Module) -> Callable[..., tuple[mx.array, Gradients]]:
+def _plain(function: Callable[..., Any], **state: Any) -> Callable[..., Any]:
+    """mx.compile that compiles nothing."""
+    return function
+
+
+def _accumulation(
+    model: nn.Module, compiled: Callable[..., Any]
+) -> Callable[..., tuple[mx.array, Gradients]]:
     def loss_of(parameters: Gradients, *batch: mx.array) -> tuple[mx.array, mx.array]:
         model.update(parameters)
         return sft(model, *batch)
 
     value_and_grad = mx.value_and_grad(loss_of)
 
-    @partial(mx.compile, inputs=[model.state])
+    @partial(compiled, inputs=[model.state])
     def accumulate(
         inputs: mx.array, targets: mx.array, mask: mx.array, loss: mx.array, summed: Gradients
     ) -> tuple[mx.array, Gradients]:
@@ -90,16 +106,16 @@ def _compiled_accumulate(model: nn.Module) -> Callable[..., tuple[mx.array, Grad
         model.update(parameters)  # else the model keeps arrays of the differentiation
         return loss + more, tree_map(mx.add, summed, gradients)
 
-    return accumulate  # type: ignore[no-any-return]
+    return accumulate
 
 
-def _compiled_apply(
-    model: nn.Module, optimizer: opt.Optimizer
+def _application(
+    model: nn.Module, optimizer: opt.Optimizer, compiled: Callable[..., Any]
 ) -> Callable[[Gradients, mx.array], None]:
     """Only the trained arrays are replaced: the base keeps the very arrays it had."""
     state = [optimizer.state]
 
-    @partial(mx.compile, inputs=state, outputs=state)
+    @partial(compiled, inputs=state, outputs=state)
     def updated(parameters: Gradients, gradients: Gradients, factor: mx.array) -> Gradients:
         scaled = tree_map(lambda g: g * factor, gradients)
         return cast(Gradients, optimizer.apply_gradients(scaled, parameters))

@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlxlora.data.batches import Batch, Shape, cut, render_row
 from mlxlora.data.records import Rows
 from mlxlora.data.render import Renderer
+from mlxlora.machine import on_cpu
 from mlxlora.train.objectives import sft
 
 ROWS_AT_ONCE = 256  # sorted together by length
@@ -29,7 +30,9 @@ class Validator:
     """Computes mean losses of a model in its present state (attached adapters included)."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._loss = mx.compile(partial(sft, model), inputs=[model.state])
+        loss = partial(sft, model)
+        # On the CPU, compiling a handful of calls costs more than it saves.
+        self._loss = loss if on_cpu() else mx.compile(loss, inputs=[model.state])
 
     def __call__(self, batches: Iterator[Batch]) -> tuple[float, int]:
         """(mean loss per supervised token, supervised tokens)."""

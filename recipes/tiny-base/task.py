@@ -15,7 +15,7 @@ from typing import Any
 import words
 
 Values = dict[str, str]
-ROWS = {"train": 1200, "valid": 60, "test": 200}
+ROWS = {"train": 1200, "valid": 60, "test": 120}
 
 
 def remark(random: Random) -> str:

@@ -1,0 +1,250 @@
+"""One run as it goes: the feed, the stepper, the best so far, and what is saved when.
+
+The directory and the model's preparation are loop.py's; here everything changes, and only here.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from threading import Event as Flag
+from typing import Any
+
+import mlx.core as mx
+
+from mlxlora.base import Base, trainable_size, training_mode
+from mlxlora.config import RunConfig
+from mlxlora.data.batches import Cursor, Feed, Shape
+from mlxlora.data.records import Splits
+from mlxlora.data.render import Renderer
+from mlxlora.errors import DataError, TrainError
+from mlxlora.generate import answer, prompt_tokens
+from mlxlora.lora.attach import collect, low_rank_layers
+from mlxlora.machine import peak_memory
+from mlxlora.train.events import Done, Eval, Event, Sample, Saved, Start, Step, perplexity
+from mlxlora.train.optim import learning_rate, make_optimizer, peak_rate
+from mlxlora.train.step import Stepper
+from mlxlora.train.validate import Validator, batches_of
+
+VALIDATIONS = 10  # a run, when eval.every is 0
+BAD_ROWS_SHOWN = 8
+
+
+@dataclass
+class _Best:
+    loss: float = math.inf
+    update: int = 0
+    since: int = 0  # validations without a better one
+
+
+class Session:
+    """The one owner of a run's changing state."""
+
+    def __init__(
+        self,
+        directory: Path,
+        run: RunConfig,
+        base: Base,
+        splits: Splits,
+        renderer: Renderer,
+        shapes: tuple[Shape, ...],
+        parameters: int,
+        stop: Flag,
+    ) -> None:
+        self.run, self.base, self.splits, self.renderer = run, base, splits, renderer
+        self.shapes, self.parameters, self.stop = shapes, parameters, stop
+        self.directory = directory
+        self.skip = run.data.on_bad_row == "skip"
+        self.feed = Feed(
+            splits.train, renderer, run.train.batch_size, shapes, run.train.seed, self.skip
+        )
+        self.updates = run.train.updates or math.ceil(
+            run.train.epochs * self.feed.updates_per_epoch
+        )
+        self.peak = peak_rate(run.train, run.lora, parameters)
+        self.stepper = Stepper(base.model, make_optimizer(run.train), run.train.clip)
+        self.validator = Validator(base.model)
+        self.every = run.eval.every or max(1, round(self.updates / VALIDATIONS))
+        self.best = _Best()
+        self.before: float | None = None  # validation loss of the base
+        self.train_loss = math.nan
+        self.update = 0
+        self.last: Saved | None = None
+        # The weights before the last update: known to give a finite loss. They are shared
+        # arrays, not copies; of whole models they would be too many.
+        self.proven: Any = None
+        self.started = time.perf_counter()
+
+    def events(self) -> Iterator[Event]:
+        mx.reset_peak_memory()
+        yield self._start()
+        if self.splits.valid is not None:
+            yield (event := self._validate())
+            self.before = event.loss
+        reason = "finished"
+        for update in self._fed():
+            if self.update >= self.updates:
+                break
+            yield from self._step(update)
+            if self.stop.is_set() and self.update < self.updates:
+                reason = "interrupted"
+                break
+            if self.update % self.every == 0 or self.update == self.updates:
+                yield from self._milestone()
+                if self._hopeless():
+                    reason = "early stop"
+                    break
+        saved = self.last is not None and self.last.update == self.update
+        if (reason == "interrupted" or not self.best.update) and not saved:
+            yield self._save_last(reason)
+        yield self._done(reason)
+
+    def _fed(self) -> Iterator[Any]:
+        """The feed's updates; if a row cannot be used after all, what was learned is saved."""
+        try:
+            yield from self.feed.updates(Cursor())
+        except DataError as error:
+            if not self.update:
+                raise
+            saved = self._save_last("interrupted")
+            raise DataError(f"{error}\nWhat was learned before it is in {saved.path}.") from error
+
+    def _step(self, update: Any) -> Iterator[Event]:
+        """One optimizer update; an update without a supervised token only counts."""
+        tic = time.perf_counter()
+        self.update += 1
+        rate = learning_rate(self.run.train, self.peak, self.update, self.updates)
+        loss = norm = math.nan
+        tokens = 0
+        if update.batches:
+            with training_mode(self.base.model):
+                loss, norm, tokens, gradients = self.stepper.gradients(
+                    update.batches, self.run.train.seed, self.update
+                )
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._not_a_number(loss, norm, update.rows)
+            if self.run.lora.method != "full":
+                self.proven = self.base.model.trainable_parameters()
+            self.stepper.apply(gradients, norm, tokens, rate)
+            self.train_loss = loss
+        epoch = update.cursor.epoch + update.cursor.position / len(self.splits.train)
+        seconds = time.perf_counter() - tic
+        yield Step(self.update, epoch, loss, tokens, rate, norm, seconds, peak_memory())
+
+    def _milestone(self) -> Iterator[Event]:
+        """Validate and keep the best; without a validation set, keep the present."""
+        if self.splits.valid is None:
+            yield self._save(self.directory / "adapter", "last")
+        else:
+            yield (event := self._validate())
+            if event.best:
+                yield self._save(self.directory / "adapter", "best")
+        for prompt in self.run.eval.prompts:
+            tokens = prompt_tokens(self.base.tokenizer, prompt, raw=self.splits.kind == "text")
+            text = answer(self.base.model, self.base.tokenizer, tokens, self.run.eval.max_tokens)
+            yield Sample(self.update, prompt, text)
+
+    def _validate(self) -> Eval:
+        assert self.splits.valid is not None
+        tic = time.perf_counter()
+        batches = batches_of(self.splits.valid, self.renderer, self.shapes, self.skip)
+        loss, tokens = self.validator(batches)
+        better = self.update > 0 and loss < self.best.loss
+        if better:
+            self.best = _Best(loss, self.update)
+        elif self.update > 0:
+            self.best = replace(self.best, since=self.best.since + 1)
+        seconds = time.perf_counter() - tic
+        return Eval(self.update, loss, perplexity(loss), tokens, better, seconds)
+
+    def _hopeless(self) -> bool:
+        patience = self.run.eval.patience
+        return bool(patience) and self.best.since >= patience and self.update < self.updates
+
+    def _not_a_number(self, loss: float, norm: float, rows: tuple[int, ...]) -> None:
+        """Stop before the weights are touched; keep the last that are known to be good."""
+        failed = self.update
+        places = [self.splits.train.file.where(row) for row in rows[:BAD_ROWS_SHOWN]]
+        more = f" and {len(rows) - len(places)} more" if len(rows) > len(places) else ""
+        raise TrainError(
+            f"update {failed}: the loss is {loss} and the gradient norm {norm}, so training "
+            f"stopped before using it. Its rows: {', '.join(places)}{more}.\n"
+            + self._keep_good()
+            + f"A lower train.learning_rate (now {self.peak:g}) usually helps; otherwise look at "
+            "those rows."
+        )
+
+    def _keep_good(self) -> str:
+        if self.proven is not None:
+            self.base.model.update(self.proven)
+            self.update -= 2  # this update was not applied, and the one before it is in doubt
+            self._save_last("interrupted")
+        if self.last is None:
+            return "Nothing was learned before it. "
+        return f"Good weights, from update {self.last.update}, are in {self.last.path}. "
+
+    def _save_last(self, reason: str) -> Saved:
+        """The present weights: as the adapter if none was better, else beside it."""
+        place = self.directory / "adapter"
+        if self.best.update:
+            place = self.directory / f"last-{self.update:08d}"
+        return self._save(place, "interrupted" if reason == "interrupted" else "last")
+
+    def _save(self, path: Path, why: str) -> Saved:
+        collect(self.base.model, self.run.lora, self._provenance()).save(path, replace=True)
+        self.last = Saved(self.update, str(path), why)
+        return self.last
+
+    def _provenance(self) -> dict[str, Any]:
+        files = {
+            name: {"path": str(file.path), "rows": len(file), "digest": file.digest}
+            for name, file in self.splits.files().items()
+        }
+        return {
+            "base": self.base.identity.to_dict(),
+            "data": {"format": self.splits.kind, "files": files},
+            "run": self.run.to_dict(),
+            "metrics": {
+                "update": self.update,
+                "updates": self.updates,
+                "train_loss": self.train_loss,
+                "valid_loss": self.best.loss if self.best.update == self.update else None,
+                "valid_loss_before": self.before,
+            },
+            "versions": {name: version(name) for name in ("mlxlora", "mlx", "mlx-lm")},
+        }
+
+    def _start(self) -> Start:
+        valid = self.splits.valid
+        return Start(
+            updates=self.updates,
+            rows=len(self.splits.train),
+            valid_rows=len(valid) if valid is not None else 0,
+            skipped_rows=sum(self.splits.skipped().values()),
+            trainable=trainable_size(self.base.model),
+            parameters=self.parameters,
+            adapted=len(list(low_rank_layers(self.base.model))),
+            learning_rate=self.peak,
+            shapes=self.shapes,
+            device=str(mx.default_device()),
+            notes=tuple(self.renderer.notes),
+        )
+
+    def _done(self, reason: str) -> Done:
+        kept = self.best.loss if self.best.update else None
+        tally = self.feed.tally
+        return Done(
+            update=self.update,
+            reason=reason,
+            adapter=str(self.directory / "adapter"),
+            last=self.last.path if self.last else "",
+            best_update=self.best.update or self.update,
+            valid_loss_before=self.before,
+            valid_loss=kept,
+            seconds=time.perf_counter() - self.started,
+            dropped_rows=tally.dropped + tally.refused,
+            truncated_rows=tally.truncated,
+            peak_memory=peak_memory(),
+        )

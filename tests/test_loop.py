@@ -15,7 +15,6 @@ from mlxlora.lora.adapter import Adapter
 from mlxlora.train import loop
 from mlxlora.train.events import Done, Eval, Sample, Saved, Start, Step, to_json
 
-
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 REFUSED = {"messages": [{"role": "nobody", "content": "a"}, *GOOD["messages"][1:]]}
 STRICT = "{% for m in messages if m.role == 'nobody' %}{{ raise_exception('who?') }}{% endfor %}"

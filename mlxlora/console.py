@@ -42,6 +42,11 @@ class Screen:
     def say(self, text: str = "", style: str = "") -> None:
         self.console.print(Text(text, style))
 
+    def line(self, text: str, style: str = "") -> None:
+        """One line of the screen, its end cut off if need be; line ends are shown as such."""
+        shown = Text(text.replace("\n", "⏎"), style)
+        self.console.print(shown, no_wrap=True, overflow="ellipsis")
+
     def command(self, *words: object) -> None:
         """A command to copy: one line however long, quoted for the shell."""
         line = Text("  " + shlex.join(str(word) for word in words), "cyan")

@@ -37,8 +37,9 @@ def _show(screen: Screen, scene: Any) -> None:
 
 def _answers(screen: Screen, result: Result) -> None:
     for answer in result.answers[:EXAMPLES]:
-        screen.say(f"  > {answer.prompt}", "dim")
-        screen.say(f"    {answer.got.strip() or '(nothing)'}", "green" if answer.exact else "red")
+        screen.line(f"  > {answer.prompt}", "dim")
+        got = answer.got.strip() or "(nothing)"
+        screen.line(f"    {got}", "green" if answer.exact else "red")
     right = sum(answer.exact for answer in result.answers)
     screen.say(f"{right} of {len(result.answers)} held-out requests exactly right", "bold")
 

@@ -18,9 +18,10 @@ from typing import Annotated, Any
 import typer
 
 from mlxlora import __version__
-from mlxlora.config import RunConfig, toml_value
+from mlxlora.config import RunConfig
 from mlxlora.errors import ConfigError, MlxLoraError
 from mlxlora.flags import flags
+from mlxlora.schema import toml_value
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -1,44 +1,16 @@
-"""Every option once: its default, unit, help and limits; TOML and overrides in, strictly.
+"""Every option once: its default, unit, help and limits.
 
-A recipe is data: a TOML file whose tables are the dataclasses below. Overrides are
-"key=value" strings with dotted keys and TOML values. Unknown keys, wrong types and
-impossible values are collected and raised together, before anything is loaded.
+A recipe is data: a TOML file whose tables are the dataclasses below (schema.py reads it).
 This file opens no models and no data.
 """
 
 import dataclasses
-import difflib
-import json
-import tomllib
-import types
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from mlxlora.errors import ConfigError
-
-Check = Callable[[Any], bool]
-
-
-def option(
-    default: Any,
-    help: str,
-    unit: str = "",
-    check: Check | None = None,
-    says: str = "",
-    flag: bool = False,
-) -> Any:
-    """A dataclass field that carries its own help, unit and limit.
-
-    check(value) tells whether the value is possible and says names what it must be;
-    flag=True also makes it an option of the command line (data.max_length -> --max-length).
-    """
-    metadata = {"help": help, "unit": unit, "check": check, "says": says, "flag": flag}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+from mlxlora.schema import build, option, plain, read, to_toml
 
 
 def _positive(value: Any) -> bool:
@@ -220,197 +192,17 @@ class RunConfig:
 
         Raises ConfigError with every fault: unreadable TOML, unknown keys, wrong types.
         """
-        tree: dict[str, Any] = {}
-        if recipe is not None:
-            try:
-                tree = tomllib.loads(Path(recipe).read_text(encoding="utf-8"))
-            except OSError as error:
-                raise ConfigError(f"cannot read recipe {recipe}: {error.strerror}") from error
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{recipe} is not valid TOML: {error}") from error
-        faults: list[str] = []
-        for text in overrides:
-            _override(tree, text, faults)
-        if faults:
-            raise ConfigError(_listed(faults))
-        return cls.from_dict(tree)
+        return cls.from_dict(read(recipe, overrides))
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "RunConfig":
         """Build from nested dicts. Raises ConfigError listing every fault."""
-        faults: list[str] = []
-        config = _build(cls, tree, "", faults)
-        if faults:
-            raise ConfigError(_listed(faults))
-        return typing.cast(RunConfig, config)
+        return cast(RunConfig, build(cls, tree))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, tuples as lists: the inverse of from_dict."""
-        return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
+        return cast(dict[str, Any], plain(dataclasses.asdict(self)))
 
     def to_toml(self) -> str:
         """The resolved config as TOML that RunConfig.load reads back to an equal value."""
-        tree = self.to_dict()
-        lines = [f"{k} = {toml_value(v)}" for k, v in tree.items() if not isinstance(v, dict)]
-        for table, values in tree.items():
-            if isinstance(values, dict):
-                lines += ["", f"[{table}]", *(f"{k} = {toml_value(v)}" for k, v in values.items())]
-        return "\n".join(lines) + "\n"
-
-
-def options(config: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (dotted key, type, dataclass field) of every option."""
-    hints = typing.get_type_hints(config)
-    for item in dataclasses.fields(config):
-        kind = hints[item.name]
-        if dataclasses.is_dataclass(kind):
-            yield from options(typing.cast(type, kind), f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name, kind, item
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """' (did you mean X?)' for the most similar valid name, or ''."""
-    names = list(valid)
-    found = difflib.get_close_matches(name, names, 1, 0.6)
-    if not found:  # a bare "rank" for "lora.rank"
-        found = [n for n in names if n.split(".")[-1] == name.split(".")[-1]][:1]
-    return f" (did you mean {found[0]}?)" if found else ""
-
-
-def _override(tree: dict[str, Any], text: str, faults: list[str]) -> None:
-    key, equals, value = text.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        faults.append(f"--set {text}: write it as key=value, e.g. lora.rank=32")
-        return
-    *tables, last = key.split(".")
-    node: Any = tree
-    for table in tables:
-        node = node.setdefault(table, {})
-        if not isinstance(node, dict):
-            faults.append(f"--set {text}: {table} is not a table")
-            return
-    node[last] = _value(value.strip())
-
-
-def _value(text: str) -> Any:
-    """A TOML value; text that is none is a plain string (so paths need no quotes)."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _build(config: type, tree: Mapping[str, Any], prefix: str, faults: list[str]) -> Any:
-    hints = typing.get_type_hints(config)
-    fields = {item.name: item for item in dataclasses.fields(config)}
-    values: dict[str, Any] = {}
-    for name, value in tree.items():
-        key = prefix + name
-        if name not in fields:
-            faults.append(f"unknown option {key}{nearest(key, [k for k, _, _ in options()])}")
-        elif dataclasses.is_dataclass(hints[name]):
-            if isinstance(value, Mapping):
-                values[name] = _build(typing.cast(type, hints[name]), value, key + ".", faults)
-            else:
-                faults.append(f"{key} must be a table, not {value!r}")
-        else:
-            values[name] = _checked(key, value, hints[name], fields[name].metadata, faults)
-    return None if faults else config(**values)
-
-
-def _checked(
-    key: str, value: Any, kind: Any, metadata: Mapping[str, Any], faults: list[str]
-) -> Any:
-    fits, value = _convert(value, kind)
-    if not fits:
-        faults.append(f"{key} must be {_kind_name(kind)}, not {value!r}")
-    elif metadata["check"] is not None and not metadata["check"](value):
-        faults.append(f"{key} must be {metadata['says']}, not {value!r}")
-    return value
-
-
-def _convert(value: Any, kind: Any) -> tuple[bool, Any]:
-    """(whether value is of this type, the value in it): lists become tuples, ints floats."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return any(value is a or value == a for a in arguments), value
-    if origin in (types.UnionType, typing.Union):
-        for one in arguments:
-            fits, converted = _convert(value, one)
-            if fits:
-                return True, converted
-        return False, value
-    if origin is tuple:
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, Sequence) or isinstance(items, str):
-            return False, value
-        pairs = [_convert(item, arguments[0]) for item in items]
-        return all(fits for fits, _ in pairs), tuple(item for _, item in pairs)
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            return False, value
-        flat = dict(_flat(value))
-        pairs = [_convert(item, arguments[1]) for item in flat.values()]
-        return all(fits for fits, _ in pairs), dict(
-            zip(flat, (item for _, item in pairs), strict=True)
-        )
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
-    if kind is float and isinstance(value, float):
-        return value == value and abs(value) != float("inf"), value
-    return type(value) is kind, value
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Undo the nesting that dots in a pattern's name cause in TOML keys."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _kind_name(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return " or ".join(repr(a) for a in arguments)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_kind_name(a) for a in arguments)
-    if origin is tuple:
-        return f"a list of {_kind_name(arguments[0])}"
-    if origin is dict:
-        return "a table of names"
-    return {"int": "a whole number", "float": "a number", "str": "text"}.get(
-        kind.__name__, kind.__name__
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
-
-
-def toml_value(value: Any) -> str:
-    """A value as TOML, which agrees with JSON on strings, numbers, booleans and lists.
-
-    Tables are written inline.
-    """
-    if isinstance(value, dict):
-        inner = ", ".join(f"{toml_value(k)} = {toml_value(v)}" for k, v in value.items())
-        return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, list):
-        return "[" + ", ".join(toml_value(v) for v in value) + "]"
-    if isinstance(value, str):  # TOML knows no surrogate pairs and wants DEL escaped
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value)
-
-
-def _listed(faults: list[str]) -> str:
-    if len(faults) == 1:
-        return faults[0]
-    return f"{len(faults)} faults in the options:\n" + "\n".join(f"  {fault}" for fault in faults)
+        return to_toml(self.to_dict())

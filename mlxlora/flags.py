@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mlxlora.config import options
+from mlxlora.config import RunConfig
+from mlxlora.schema import options
 
 
 def flags(*prefixes: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -22,7 +23,7 @@ def flags(*prefixes: str) -> Callable[[Callable[..., None]], Callable[..., None]
         parameters = [
             p for p in inspect.signature(verb).parameters.values() if p.name != "overrides"
         ]
-        for key, kind, field in options():
+        for key, kind, field in options(RunConfig):
             if field.metadata["flag"] and key.startswith(prefixes):
                 keys[field.name] = key
                 parameters.append(_flag(field, kind))

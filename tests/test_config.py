@@ -2,8 +2,9 @@ import tomllib
 
 import pytest
 
-from mlxlora.config import RunConfig, options
+from mlxlora.config import RunConfig
 from mlxlora.errors import ConfigError
+from mlxlora.schema import options
 
 
 def test_defaults_are_those_of_the_readme():
@@ -76,7 +77,7 @@ def test_recipe_that_is_not_toml_is_named(tmp_path):
 
 
 def test_every_option_has_help():
-    assert all(field.metadata["help"] for _, _, field in options())
+    assert all(field.metadata["help"] for _, _, field in options(RunConfig))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from mlxlora.cli import app
-from mlxlora.config import options, toml_value
+from mlxlora.config import RunConfig
+from mlxlora.schema import options, toml_value
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +28,7 @@ def blocks(language: str) -> list[str]:
 
 def option_table() -> str:
     lines = ["| option | default | |", "|---|---|---|"]
-    for key, kind, field in options():
+    for key, kind, field in options(RunConfig):
         default = field.default_factory() if callable(field.default_factory) else field.default
         shown = toml_value(list(default) if isinstance(default, tuple) else default)
         text, unit = field.metadata["help"], field.metadata["unit"]

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxlora.base import load
-from mlxlora.config import DataConfig, RunConfig, toml_value
+from mlxlora.config import DataConfig, RunConfig
 from mlxlora.errors import MlxLoraError
 from mlxlora.evaluate import Progress, Result, evaluate
 from mlxlora.export.fuse import Fused, fuse
 from mlxlora.files import refuse_existing
 from mlxlora.lora.adapter import Adapter
+from mlxlora.schema import toml_value
 from mlxlora.train.events import Event
 from mlxlora.train.loop import train
 

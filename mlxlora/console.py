@@ -135,8 +135,8 @@ class TrainingDisplay:
                     done = event
                     region.update(Text(), refresh=True)
                 self._show(event)
-                if isinstance(event, Start) and live and event.valid_rows:
-                    region.update(Text("measuring the base on the validation rows", "dim"))
+                if isinstance(event, Start) and live:
+                    region.update(Text("starting", "dim"))
                     region.refresh()
                 if isinstance(event, Step) and live:
                     region.update(self._status(event), refresh=True)

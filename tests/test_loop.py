@@ -231,3 +231,19 @@ def test_the_log_is_json_even_where_a_figure_is_no_number():
     step = Step(1, 0.1, math.nan, 0, 1e-4, math.inf, 0.1, 5)
     assert json.loads(to_json(step))["loss"] is None
     assert json.loads(to_json(step))["grad_norm"] is None
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_many_validation_rows_are_measured_later_with_the_same_result(
+    dense, rows, tmp_path, monkeypatch, method
+):
+    settings = [f"lora.method={method}", "lora.rank=16", "eval.every=3", "train.updates=6"]
+    at_once = run(dense, rows, tmp_path / "a", *settings)
+    monkeypatch.setattr("mlxlora.train.session.QUICK_ROWS", 0)
+    later = run(dense, rows, tmp_path / "b", *settings)
+    assert [type(e) for e in at_once[:3]] == [Start, Eval, Step]
+    assert [type(e) for e in later[:6]] == [Start, Step, Step, Step, Eval, Eval]
+    losses = [[(e.update, e.loss) for e in of(Eval, events)] for events in (at_once, later)]
+    assert losses[0] == losses[1]
+    assert [e.loss for e in of(Step, at_once)] == [e.loss for e in of(Step, later)]
+    assert later[-1].valid_loss_before == at_once[-1].valid_loss_before

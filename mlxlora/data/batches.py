@@ -21,7 +21,7 @@ MAX_SHAPES = 12
 HALVINGS = ((0,), (0, 1), (0, 2), (0, 3), (1,), (2,), (3,), (0, 1, 2), (0, 2, 3), (0, 1, 2, 3))
 MICROBATCH_COST = 32  # what starting one costs, in tokens
 LENGTH_STEP = 32  # lengths are rounded up to a multiple of this
-SAMPLE_ROWS = 2000  # rows rendered before training, to see lengths and find faults
+SAMPLE_ROWS = 1000  # rows rendered before training, to see lengths and find faults
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from mlxlora.train.step import Stepper
 from mlxlora.train.validate import Validator, batches_of
 
 VALIDATIONS = 10  # a run, when eval.every is 0
+QUICK_ROWS = 128  # of validation, measured before the first update
 BAD_ROWS_SHOWN = 8
 
 
@@ -69,6 +70,7 @@ class Session:
         self.every = run.eval.every or max(1, round(self.updates / VALIDATIONS))
         self.best = _Best()
         self.before: float | None = None  # validation loss of the base
+        self.first: Any = None  # the first weights, until they are validated
         self.train_loss = math.nan
         self.update = 0
         self.last: Saved | None = None
@@ -81,8 +83,9 @@ class Session:
         mx.reset_peak_memory()
         yield self._start()
         if self.splits.valid is not None:
-            yield (event := self._validate())
-            self.before = event.loss
+            self.first = self.base.model.trainable_parameters()
+            if len(self.splits.valid) <= QUICK_ROWS:
+                yield self._validate_first()
         reason = "finished"
         for update in self._fed():
             if self.update >= self.updates:
@@ -138,6 +141,8 @@ class Session:
         if self.splits.valid is None:
             yield self._save(self.directory / "adapter", "last")
         else:
+            if self.first is not None:
+                yield self._validate_first()
             yield (event := self._validate())
             if event.best:
                 yield self._save(self.directory / "adapter", "best")
@@ -146,18 +151,34 @@ class Session:
             text = answer(self.base.model, self.base.tokenizer, tokens, self.run.eval.max_tokens)
             yield Sample(self.update, prompt, text)
 
+    def _validate_first(self) -> Eval:
+        """Measure the base: the first weights, put back for that if training has begun.
+
+        So that with many validation rows the first update need not wait for all of them.
+        """
+        trained = self.base.model.trainable_parameters()
+        self.base.model.update(self.first)
+        self.first = None
+        self.before, tokens, seconds = self._measure()
+        self.base.model.update(trained)
+        return Eval(0, self.before, perplexity(self.before), tokens, False, seconds)
+
     def _validate(self) -> Eval:
+        loss, tokens, seconds = self._measure()
+        better = loss < self.best.loss
+        if better:
+            self.best = _Best(loss, self.update)
+        else:
+            self.best = replace(self.best, since=self.best.since + 1)
+        return Eval(self.update, loss, perplexity(loss), tokens, better, seconds)
+
+    def _measure(self) -> tuple[float, int, float]:
+        """(validation loss, supervised tokens, seconds) of the present weights."""
         assert self.splits.valid is not None
         tic = time.perf_counter()
         batches = batches_of(self.splits.valid, self.renderer, self.shapes, self.skip)
         loss, tokens = self.validator(batches)
-        better = self.update > 0 and loss < self.best.loss
-        if better:
-            self.best = _Best(loss, self.update)
-        elif self.update > 0:
-            self.best = replace(self.best, since=self.best.since + 1)
-        seconds = time.perf_counter() - tic
-        return Eval(self.update, loss, perplexity(loss), tokens, better, seconds)
+        return loss, tokens, time.perf_counter() - tic
 
     def _hopeless(self) -> bool:
         patience = self.run.eval.patience

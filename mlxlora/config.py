@@ -104,14 +104,14 @@ class TrainConfig:
     epochs: float = option(2.0, "passes over the data", "", _positive, "above 0", flag=True)
     updates: int = option(
         0,
-        "exact number of optimizer updates (0: from epochs)",
+        "exact length of the run, instead of epochs",
         "optimizer updates",
         _not_negative,
         "0 or more",
         flag=True,
     )
     batch_size: int = option(
-        8, "examples per optimizer update", "examples", _positive, "at least 1", flag=True
+        8, "size of an optimizer update", "examples", _positive, "at least 1", flag=True
     )
     learning_rate: float = option(
         0.0,

@@ -45,12 +45,13 @@ def flags(*prefixes: str) -> Callable[[Callable[..., None]], Callable[..., None]
 def _flag(field: Any, kind: Any) -> inspect.Parameter:
     """One option of the command line, described by its config field."""
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-    unit = field.metadata["unit"]
+    default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+    said = f"{field.metadata['unit']}, default {default}".removeprefix(", ")
     option = typer.Option(
         "--" + field.name.replace("_", "-"),
-        help=field.metadata["help"] + (f" [{unit}]" if unit else ""),
+        help=f"{field.metadata['help']} ({said})",
         metavar="|".join(choices) or None,
-        show_default=str(field.default),
+        show_default=False,
         rich_help_panel="The run (every option of the README can be given with --set)",
     )
     plain: Any = kind if kind in (int, float) else str

@@ -1,5 +1,6 @@
 """The README says what the program does: its table, its tree and its commands are checked."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -54,6 +55,23 @@ def test_the_tree_names_every_file_and_no_other():
                 named.add((folder if indented else "") + name)
     found = {str(path.relative_to(ROOT / "mlxlora")) for path in (ROOT / "mlxlora").rglob("*.py")}
     assert named == {name for name in found if not name.endswith("__init__.py")}
+
+
+def test_imports_point_only_up_the_tree():
+    order: list[str] = []
+    folder = ""
+    for line in section("tree").splitlines():
+        if match := re.match(r"^  (  )?([\w.]+)(/?)", line):
+            indented, name, is_folder = match.groups()
+            folder = name + "/" if is_folder else folder
+            if not is_folder:
+                order.append((folder if indented else "") + name)
+    for place, name in enumerate(order):
+        tree = ast.parse((ROOT / "mlxlora" / name).read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlxlora."):
+                wanted = node.module.removeprefix("mlxlora.").replace(".", "/") + ".py"
+                assert wanted in order[:place], f"{name} imports {wanted}, which stands below it"
 
 
 def test_the_two_commands_that_set_up_are_one_line_each():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -66,7 +66,7 @@ def main() -> None:
         _fail("interrupted", code=130)
 
 
-def _fail(message: str, code: int = 2) -> None:
+def _fail(message: str, code: int = 2) -> NoReturn:
     from mlxlora.console import fail
 
     fail(message)
@@ -326,6 +326,71 @@ def quantize(
     count = write(model, out, bits, group_size, trust_remote_code=trust_remote_code)
     screen.say(f"{out}: {size(count)} at {bits} bits")
     screen.result({"path": str(out), "bytes": count, "bits": bits})
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option("--model", help="a directory or a Hub id")] = "",
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            help="a model of random weights: tiny, small, qwen3-0.6b, llama-3.2-1b, qwen3-8b",
+            show_default="small, without --model",
+        ),
+    ] = None,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--workload", help="rows: answers, mixed, long; repeatable", show_default="answers"
+        ),
+    ] = None,
+    bits: Annotated[int, typer.Option(help="quantize the base: 0 (not), 4 or 8")] = 0,
+    batch: Annotated[
+        int,
+        typer.Option(min=0, help="rows per update", show_default="the workload's: 4, 8, 1"),
+    ] = 0,
+    rank: Annotated[int, typer.Option(min=1, help="of the adapter")] = 8,
+    against: Annotated[str, typer.Option(help="the other side: mlx-lm or none")] = "mlx-lm",
+    rounds: Annotated[int, typer.Option(min=1, help="how often each side is measured")] = 3,
+    updates: Annotated[
+        int,
+        typer.Option(min=0, help="optimizer updates measured", show_default="the workload's"),
+    ] = 0,
+    checkpoint_blocks: Annotated[
+        bool, typer.Option("--checkpoint-blocks", help="let mlx-lm recompute its blocks")
+    ] = False,
+    train: Annotated[bool, typer.Option(help="measure training")] = True,
+    decode: Annotated[bool, typer.Option(help="measure decoding")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """This machine's training and decoding speed, beside mlx-lm's."""
+    if model and shape:
+        raise ConfigError("--model and --shape both choose a model; give one of them")
+    from mlxlora.bench.compare import BenchError, Options
+    from mlxlora.bench.compare import bench as measure
+    from mlxlora.console import Screen, show_bench
+
+    options = Options(
+        model=model,
+        shape=shape or "small",
+        workloads=tuple(workload or ("answers",)),
+        bits=bits,
+        batch=batch,
+        rank=rank,
+        against=against,
+        rounds=rounds,
+        updates=updates,
+        checkpoint_blocks=checkpoint_blocks,
+        train=train,
+        decode=decode,
+    )
+    screen = Screen(as_json)
+    try:
+        report = measure(options, screen.progress)
+    except BenchError as error:
+        _fail(str(error), code=1)
+    show_bench(screen, report)
+    screen.result(report.to_dict())
 
 
 @adapters.command("info")

@@ -283,7 +283,7 @@ def _show_bench_training(screen: Screen, report: Report, training: Training) -> 
     screen.heading(f"Training: {job.workload}")
     screen.say(training.about)
     screen.say(
-        f"{job.updates} updates of {job.batch} {'rows' if job.batch > 1 else 'row'}: "
+        f"{_count(job.updates, 'update')} of {_count(job.batch, 'row')}: "
         f"{one.tokens:,} tokens read, {one.supervised:,} of them trained",
         "dim",
     )
@@ -317,6 +317,10 @@ def _show_bench_decoding(screen: Screen, report: Report, decoding: Decoding) -> 
         screen.say(f"mlxlora decodes {_how_fast(speed)} as {report.against}.", style)
         same = "the same" if decoding.same_tokens else "not all the same"
         screen.say(f"The {len(decoding.one.tokens)} tokens were {same}.", "dim")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _how_fast(ratio: Ratio) -> str:

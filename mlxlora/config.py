@@ -153,6 +153,9 @@ class TrainConfig:
         lambda n: n == "auto" or n >= 1,
         "'auto' or at least 1",
     )
+    packing: bool | Literal["auto"] = option(
+        "auto", "put rows one after another instead of padding them; the result is the same"
+    )
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,18 @@ from pathlib import Path
 
 from mlxlora.base import Base
 from mlxlora.config import DataConfig
-from mlxlora.data.batches import choose_shapes, sample_lengths
+from mlxlora.data.batches import sample_sizes
 from mlxlora.data.formats import Record
+from mlxlora.data.layout import choose_layout
 from mlxlora.data.records import Rows, open_file
 from mlxlora.data.render import Renderer
 from mlxlora.errors import DataError
 from mlxlora.generate import answer_all, chat_tokens, prompt_tokens
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach, detach
-from mlxlora.machine import token_budget
+from mlxlora.machine import compiles, token_budget
 from mlxlora.train.events import perplexity
+from mlxlora.train.forward import Forward
 from mlxlora.train.validate import Validator, batches_of
 
 ROWS_PER_BATCH = 8
@@ -73,9 +75,8 @@ def evaluate(
     rows = _rows(data, limit)
     renderer = Renderer(base.tokenizer, data)
     skip = data.on_bad_row == "skip"
-    lengths, complete = sample_lengths(rows, renderer, skip)
-    longest = max(lengths) if complete else data.max_length
-    shapes = choose_shapes(lengths, longest, ROWS_PER_BATCH, token_budget())
+    sizes, complete = sample_sizes(rows, renderer, skip)
+    longest = max(n for n, _ in sizes) if complete else data.max_length
     models: list[tuple[str, Adapter | None]] = list(adapters)
     if with_base or not adapters:
         models.insert(0, ("base", None))
@@ -85,7 +86,16 @@ def evaluate(
             attach(base, adapter, force=force)
         try:
             progress(f"{name}: loss", 0, len(rows))
-            loss, tokens = Validator(base.model)(batches_of(rows, renderer, shapes, skip))
+            forward = Forward(base.model)
+            layout = choose_layout(
+                sizes,
+                longest,
+                ROWS_PER_BATCH,
+                token_budget(),
+                packed=forward.packs,
+                exact=not compiles(),
+            )
+            loss, tokens = Validator(forward)(batches_of(rows, renderer, layout.cut, skip))
             answers: tuple[Answer, ...] = ()
             if generate:
                 answers = tuple(_answers(base, rows, max_tokens, name, progress))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 # The mlx[cpu] wheel multiplies with a reference BLAS, 25 to 50 times slower than OpenBLAS.
+LOG2_E = 1.4426950408889634
 OPENBLAS_NAMES = ("libopenblas.so.0", "libopenblas.so")
 
 
@@ -58,13 +59,45 @@ def token_budget() -> int:
     return 2048 if on_cpu() else 4096
 
 
-def compile_from() -> int:
-    """The update from which training steps are compiled: the first, except on the CPU.
+def compiles() -> bool:
+    """Whether training steps are compiled: not on the CPU.
 
-    There MLX runs g++ for every fused kernel that this machine has not met, up to a minute
-    in all, and the kernels then save a sixth of an update.
+    There MLX runs g++ for every fused kernel that this machine has not met, up to a minute in
+    all; what the kernels would save, micro-batches of exactly the rows' sizes save as well.
     """
-    return 500 if on_cpu() else 1
+    return not on_cpu()
+
+
+def block_bytes() -> int:
+    """Size of the largest temporary array of an algorithm that works in blocks.
+
+    On the CPU it should stay in the cache and below 32 MB, from where on the C library asks
+    the system for fresh pages every time (ten times slower to write). A GPU wants more.
+    """
+    return (16 << 20) if on_cpu() else (256 << 20)
+
+
+def tile_queries() -> int:
+    """Queries that attention by tiles takes at once: few skip more of what is masked."""
+    return 64 if on_cpu() else 256
+
+
+def lean_attention_pays(length: int, packed: bool) -> bool:
+    """Whether attention by tiles beats MLX's own when training on sequences of this length.
+
+    On the CPU always. On a GPU, MLX's stores L x L scores per head and block under
+    differentiation, and packed rows would need an L x L mask; from some length on that is
+    worse than more kernels. (CUDA's fused kernel wants what we cannot promise: f16 or bf16
+    and lengths in multiples of 128.)
+    """
+    return on_cpu() or length >= (512 if packed else 1024)
+
+
+def exp(x: Any) -> Any:
+    """exp(x), float32. On the CPU MLX's power is 2.5 times as fast as its exp."""
+    import mlx.core as mx
+
+    return mx.power(2.0, x * LOG2_E) if on_cpu() else mx.exp(x)
 
 
 def peak_memory() -> int:

@@ -58,13 +58,64 @@ def install_wide_products(model: nn.Module) -> None:
             layer._kept = widen(layer)  # underscored: no parameter, in no file
 
 
+def output_rows(layer: nn.Module, start: int, stop: int) -> nn.Module:
+    """The linear or embedding layer with only these rows of its weight (outputs start..stop)."""
+    part = _like(type(layer), layer)
+    for name in ("weight", "scales", "biases", "bias"):
+        if name in layer and layer[name] is not None:
+            part[name] = layer[name][start:stop]
+    if "_kept" in layer:
+        part._kept = layer._kept[start:stop]
+    return part
+
+
+def taken_rows(layer: nn.Module, rows: mx.array) -> mx.array:
+    """These rows (n,) of the weight of a linear or embedding layer, (n, in) float32."""
+    part = _like(type(layer), layer)
+    for name in ("weight", "scales", "biases", "_kept"):
+        if name in layer and layer[name] is not None:
+            part[name] = layer[name][rows]
+    return _wide(part)
+
+
+def multiply(layer: nn.Module, x: mx.array) -> mx.array:
+    """x (..., in) times the weight's transpose, without the bias: (..., out) in x's dtype."""
+    if not isinstance(layer, QUANTIZED):
+        return x @ layer.weight.T
+    if on_cpu() and not _packed(layer, x.size // x.shape[-1]):
+        return (x.astype(mx.float32) @ _wide(layer).T).astype(x.dtype)
+    return _packed_product(layer, x, transpose=True)
+
+
+def multiply_back(layer: nn.Module, y: mx.array) -> mx.array:
+    """y (..., out) times the weight: (..., in) in y's dtype. The gradient of multiply."""
+    if not isinstance(layer, QUANTIZED):
+        return y @ layer.weight
+    if on_cpu() and not _packed(layer, y.size // y.shape[-1]):
+        return (y.astype(mx.float32) @ _wide(layer)).astype(y.dtype)
+    return _packed_product(layer, y, transpose=False)
+
+
+def _packed_product(layer: nn.Module, x: mx.array, transpose: bool) -> mx.array:
+    return mx.quantized_matmul(
+        x,
+        layer.weight,
+        layer.scales,
+        layer.get("biases"),
+        transpose=transpose,
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+    )
+
+
 def _packed(layer: nn.Module, rows: int) -> bool:
     """Whether so few rows are best multiplied with the packed weight."""
     return rows < MANY_ROWS and "_kept" not in layer
 
 
 def _wide(layer: nn.Module) -> mx.array:
-    return layer._kept if "_kept" in layer else widen(layer)
+    return layer["_kept"] if "_kept" in layer else widen(layer)
 
 
 class WideQuantizedLinear(nn.QuantizedLinear):

@@ -4,16 +4,8 @@ from conftest import write_rows
 from mlx_lm import utils as zoo
 
 from mlxlora.config import DataConfig
-from mlxlora.data.batches import (
-    MAX_SHAPES,
-    Cursor,
-    Feed,
-    choose_shapes,
-    collate,
-    cut,
-    permutation,
-    sample_lengths,
-)
+from mlxlora.data.batches import Cursor, Feed, Tally, pack, pad, permutation, sample_sizes
+from mlxlora.data.layout import choose_layout
 from mlxlora.data.records import open_splits
 from mlxlora.data.render import Example, Renderer
 from mlxlora.errors import DataError
@@ -30,9 +22,10 @@ def feed(tmp_path, dense_path, rows, batch_size=4, **data) -> Feed:
     config = DataConfig(path=str(path), valid_fraction=0, **data)
     renderer = Renderer(zoo.load_tokenizer(dense_path), config)
     splits = open_splits(config, 0)
-    lengths, _ = sample_lengths(splits.train, renderer, False)
-    shapes = choose_shapes(lengths, max(lengths), batch_size, 256)
-    return Feed(splits.train, renderer, batch_size, shapes, seed=5)
+    sizes, _ = sample_sizes(splits.train, renderer, False)
+    longest = max(length for length, _ in sizes)
+    layout = choose_layout(sizes, longest, batch_size, 256, packed=True, exact=False)
+    return Feed(splits.train, renderer, batch_size, layout.cut, seed=5)
 
 
 def test_every_row_appears_exactly_once_an_epoch_in_another_order_each(tmp_path, dense_path):
@@ -59,7 +52,8 @@ def test_rows_that_train_nothing_are_dropped_and_counted(tmp_path, dense_path):
     stream = source.updates(Cursor())
     updates = [next(stream) for _ in range(6)]
     assert sum(len(update.rows) for update in updates) == 16
-    assert (source.tally.rows, source.tally.dropped, source.tally.truncated) == (12, 4, 4)
+    first = sum((update.tally for update in updates[:3]), Tally())
+    assert (first.rows, first.dropped, first.truncated, first.refused) == (12, 4, 4, 0)
 
 
 def test_rows_that_all_train_nothing_are_an_error_before_training(tmp_path, dense_path):
@@ -67,39 +61,33 @@ def test_rows_that_all_train_nothing_are_an_error_before_training(tmp_path, dens
         feed(tmp_path, dense_path, [{"prompt": "x" * 50, "completion": "y"}] * 3, max_length=10)
 
 
-def test_shapes_are_few_and_hold_every_row():
-    random = np.random.default_rng(1)
-    lengths = np.clip(random.lognormal(5, 0.8, 3000).astype(int), 3, 2048).tolist()
-    for batch_size, budget in ((8, 2048), (1, 2048), (64, 8192), (3, 10)):
-        shapes = choose_shapes(lengths, 2048, batch_size, budget)
-        assert len(shapes) <= MAX_SHAPES
-        assert max(length for _, length in shapes) >= 2048
-        for trial in range(20):
-            chosen = random.choice(lengths, batch_size)
-            examples = [example(n + 1, row=trial) for n in chosen]
-            batches = list(cut(examples, shapes))
-            assert {batch.shape for batch in batches} <= set(shapes)
-            assert sum(batch.tokens for batch in batches) == int(chosen.sum())
+def test_padded_rows_stand_under_each_other():
+    batch = pad([example(4, start=2), example(3)])
+    assert batch.inputs.tolist() == [[1, 2, 3], [1, 2, 0]]
+    assert batch.positions.tolist() == [1, 2, 3, 4]  # of the six places, row by row
+    assert batch.targets.tolist() == [3, 4, 2, 3]
+    assert batch.weights.tolist() == [1] * 4
+    assert (batch.shape, batch.tokens, batch.ends) == ((2, 3, 4), 4, (3,))
 
 
-def test_sorting_by_length_wastes_little():
-    random = np.random.default_rng(2)
-    lengths = np.clip(random.lognormal(5, 0.6, 3000).astype(int), 3, 2048).tolist()
-    shapes = choose_shapes(lengths, 2048, 32, 4096)
-    padded = useful = 0
-    for _ in range(50):
-        chosen = random.choice(lengths, 32)
-        for batch in cut([example(n + 1) for n in chosen], shapes):
-            padded += batch.mask.size
-        useful += int(chosen.sum())
-    assert padded / useful < 1.2
+def test_packed_rows_stand_one_after_another():
+    batch = pack([example(4, start=2), example(3)])
+    assert batch.inputs.tolist() == [[1, 2, 3, 1, 2]]
+    assert batch.positions.tolist() == [1, 2, 3, 4]
+    assert batch.targets.tolist() == [3, 4, 2, 3]
+    assert (batch.ends, batch.segments) == ((3, 5), None)
 
 
-def test_collate_shifts_targets_and_masks_padding():
-    batch = collate([example(4, start=2), example(3)], (3, 5))
+def test_a_given_shape_is_filled_with_what_trains_nothing():
+    batch = pack([example(4, start=2), example(3)], (1, 8, 6), reach=4)
+    assert batch.inputs.tolist() == [[1, 2, 3, 1, 2, 0, 0, 0]]
+    assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 2, 2, 2]]
+    assert batch.weights.tolist() == [1, 1, 1, 1, 0, 0]
+    assert (batch.shape, batch.tokens, batch.ends, batch.reach) == ((1, 8, 6), 4, (8,), 4)
+    batch = pad([example(4, start=2), example(3)], (3, 5, 8))
     assert batch.inputs.tolist() == [[1, 2, 3, 0, 0], [1, 2, 0, 0, 0], [0] * 5]
-    assert batch.targets.tolist() == [[2, 3, 4, 0, 0], [2, 3, 0, 0, 0], [0] * 5]
-    assert batch.mask.astype(int).tolist() == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0], [0] * 5]
+    assert batch.positions.tolist()[:4] == [1, 2, 5, 6]
+    assert (batch.shape, batch.tokens) == ((3, 5, 8), 4)
 
 
 def test_order_is_a_function_of_seed_and_epoch():

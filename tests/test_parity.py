@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 
 from mlxlora.base import load
 from mlxlora.config import DataConfig, LoraConfig, TrainConfig
-from mlxlora.data.batches import collate
+from mlxlora.data.batches import pack, pad
 from mlxlora.data.formats import parse
 from mlxlora.data.render import Renderer
 from mlxlora.lora.attach import new_layers
@@ -74,9 +74,9 @@ def test_gradients_of_a_whole_model_are_those_of_pytorch_and_peft(models):
     tuned, parameters = attached(base, theirs)
     examples = [Renderer(base.tokenizer, DataConfig())(parse(row, {})) for row in ROWS]
     stepper = Stepper(base.model, make_optimizer(TrainConfig()), clip=0)
-    shape = (2, 160)
-    batches = (collate(examples[:2], shape), collate(examples[2:], shape))
-    loss, norm, tokens, summed = stepper.gradients(batches, 0, 1)
+    batches = (pack(examples[:2]), pad(examples[2:]))
+    total_loss, summed = stepper.gradients(batches, 0, 1)
+    tokens = sum(batch.tokens for batch in batches)
 
     total, count = torch.tensor(0.0), 0
     for example in examples:  # one row at a time: no padding at all
@@ -90,13 +90,14 @@ def test_gradients_of_a_whole_model_are_those_of_pytorch_and_peft(models):
     (total / count).backward()
 
     assert tokens == count
-    assert loss == pytest.approx((total / count).item(), rel=1e-5)
+    assert total_loss.item() / tokens == pytest.approx((total / count).item(), rel=1e-5)
     squares = 0.0
     for name, gradient in tree_flatten(summed):
         expected = parameters[_peft_name(name)].grad.numpy().T
         ours = np.array(gradient) / tokens
         squares += float((expected**2).sum())
         assert np.abs(ours - expected).max() < 2e-5 * max(1.0, np.abs(expected).max()), name
+    _, norm, _ = stepper.step(batches, 0, 1, rate=0.0)
     assert norm == pytest.approx(squares**0.5, rel=1e-4)
     tuned.unload()
 

@@ -23,11 +23,12 @@ from mlx_lm.tuner.callbacks import TrainingCallback
 from mlxlora.base import training_mode
 from mlxlora.bench.attached import attach_mlx_lm, attach_ours
 from mlxlora.bench.job import MLX_LM, OURS, Job
-from mlxlora.bench.workloads import WORKLOADS, typical_lengths
-from mlxlora.data.batches import choose_shapes, cut
+from mlxlora.bench.workloads import WORKLOADS, typical_sizes
+from mlxlora.data.layout import choose_layout
 from mlxlora.data.render import Example
-from mlxlora.machine import peak_memory, token_budget
+from mlxlora.machine import compiles, peak_memory, token_budget
 from mlxlora.quantized import install_wide_products
+from mlxlora.train.forward import Forward
 from mlxlora.train.step import Stepper
 
 # mlxlora's default: enough for the losses to show whether both sides learn the same.
@@ -71,15 +72,17 @@ def train_ours(model: nn.Module, job: Job, meter: Meter) -> None:
     """What `mlxlora train` does for these updates; the one place here that knows how."""
     install_wide_products(model)
     attach_ours(model, job.rank)
-    own = [len(example.tokens) - 1 for update in meter.updates for example in update]
-    lengths = typical_lengths(job.workload)
-    shapes = choose_shapes(lengths, max([*lengths, *own]), job.batch, token_budget())
-    stepper = Stepper(model, _optimizer(), clip=0.0)
+    sizes = typical_sizes(job.workload)
+    longest = max(n for n, _ in [*sizes, *(e.size for update in meter.updates for e in update)])
+    forward = Forward(model)
+    layout = choose_layout(
+        sizes, longest, job.batch, token_budget(), packed=forward.packs, exact=not compiles()
+    )
+    stepper = Stepper(model, _optimizer(), clip=0.0, forward=forward)
     with training_mode(model):
         for number, examples in enumerate(meter.each(), start=1):
-            batches = tuple(cut(examples, shapes))
-            loss, norm, tokens, gradients = stepper.gradients(batches, seed=0, update=number)
-            stepper.apply(gradients, norm, tokens, RATE)
+            batches = tuple(layout.cut(examples))
+            loss, _, _ = stepper.step(batches, seed=0, update=number, rate=RATE)
             meter.done(loss)
 
 

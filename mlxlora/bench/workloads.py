@@ -73,7 +73,7 @@ def updates_of(name: str, batch: int, updates: int, words: int) -> list[list[Exa
     return [examples[start : start + batch] for start in range(0, count, batch)]
 
 
-def typical_lengths(name: str) -> list[int]:
-    """Predictions per row (tokens - 1) of many rows, others than those that are trained."""
+def typical_sizes(name: str) -> list[tuple[int, int]]:
+    """(predictions, supervised ones) of many rows, others than those that are trained."""
     prompts, answers = WORKLOADS[name].lengths(np.random.default_rng(1), TYPICAL_ROWS)
-    return [int(length) for length in prompts + answers - 1]
+    return [(int(p + a - 1), int(min(a, p + a - 1))) for p, a in zip(prompts, answers, strict=True)]

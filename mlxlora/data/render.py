@@ -45,6 +45,11 @@ class Example:
         """Tokens that are trained. The first token of a row is never predicted."""
         return int(self.mask[1:].sum())
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(predictions, how many of them are trained)."""
+        return len(self.tokens) - 1, self.supervised
+
 
 class Renderer:
     """Renders records with one tokenizer. Raises DataError for what cannot be masked right.

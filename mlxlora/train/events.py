@@ -23,7 +23,7 @@ class Start:
     parameters: int  # of the whole model
     adapted: int  # modules
     learning_rate: float
-    shapes: tuple[tuple[int, int], ...]  # (rows, tokens) of the micro-batches
+    shapes: tuple[tuple[int, int, int], ...]  # (rows, tokens, slots) of micro-batches; (): exact
     device: str
     notes: tuple[str, ...]  # what the data's rendering found worth saying
 

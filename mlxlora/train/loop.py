@@ -16,15 +16,17 @@ import mlx.core as mx
 
 from mlxlora.base import Base, load
 from mlxlora.config import LoraConfig, RunConfig
-from mlxlora.data.batches import Shape, choose_shapes, sample_lengths
+from mlxlora.data.batches import Size, sample_sizes
+from mlxlora.data.layout import Layout, choose_layout
 from mlxlora.data.records import Splits, open_splits
 from mlxlora.data.render import Renderer
 from mlxlora.errors import ConfigError
 from mlxlora.files import atomic_file, refuse_existing
 from mlxlora.lora.attach import detach, new_layers, prepare_full
-from mlxlora.machine import awake, token_budget
+from mlxlora.machine import awake, compiles, token_budget
 from mlxlora.quantized import QUANTIZED
 from mlxlora.train.events import Event, to_json
+from mlxlora.train.forward import Forward
 from mlxlora.train.optim import make_optimizer
 from mlxlora.train.session import Session
 
@@ -41,14 +43,16 @@ def train(run: RunConfig, base: Base | None = None, *, stop: Flag | None = None)
     _check_against_data(run, splits)
     base = base or load(run.model)
     renderer = Renderer(base.tokenizer, run.data)
-    shapes = _shapes(run, splits, renderer)
+    sizes, longest = _sizes(run, splits, renderer)
     make_optimizer(run.train)  # refuses what it cannot honour, before anything is written
     detach(base.model)
     parameters = base.parameters
     try:
         _prepare(base, run)
+        forward = Forward(base.model)
+        layout = _layout(run, sizes, longest, forward.packs)
         session = Session(
-            _out(run), run, base, splits, renderer, shapes, parameters, stop or Flag()
+            _out(run), run, base, splits, renderer, layout, forward, parameters, stop or Flag()
         )
         with _directory(session, run) as log, awake():
             for event in session.events():
@@ -106,16 +110,29 @@ def _directory(session: Session, run: RunConfig) -> Iterator[TextIO]:
         raise
 
 
-def _shapes(run: RunConfig, splits: Splits, renderer: Renderer) -> tuple[Shape, ...]:
-    budget = run.train.tokens_per_microbatch
-    tokens = token_budget() if budget == "auto" else int(budget)
+def _sizes(run: RunConfig, splits: Splits, renderer: Renderer) -> tuple[list[Size], int]:
+    """(sizes of sampled training rows, the longest row that can occur in any split)."""
     skip = run.data.on_bad_row == "skip"
-    lengths, complete = sample_lengths(splits.train, renderer, skip)
-    longest = max(lengths) if complete else run.data.max_length
+    sizes, complete = sample_sizes(splits.train, renderer, skip)
+    longest = max(n for n, _ in sizes) if complete else run.data.max_length
     if splits.valid is not None:
-        more, complete = sample_lengths(splits.valid, renderer, skip)
-        longest = max(longest, *more) if complete else run.data.max_length
-    return choose_shapes(lengths, longest, run.train.batch_size, tokens)
+        more, complete = sample_sizes(splits.valid, renderer, skip)
+        longest = max(longest, *(n for n, _ in more)) if complete else run.data.max_length
+    return sizes, longest
+
+
+def _layout(run: RunConfig, sizes: list[Size], longest: int, packs: bool) -> Layout:
+    budget, packing = run.train.tokens_per_microbatch, run.train.packing
+    if packing is True and not packs:
+        raise ConfigError("train.packing = true: rows of this model cannot be packed; use 'auto'")
+    return choose_layout(
+        sizes,
+        longest,
+        run.train.batch_size,
+        token_budget() if budget == "auto" else int(budget),
+        packed=packs and packing is not False,
+        exact=not compiles(),
+    )
 
 
 def _prepare(base: Base, run: RunConfig) -> None:

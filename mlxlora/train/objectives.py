@@ -1,24 +1,13 @@
-"""Losses as pairs: (sum of token losses, number of supervised tokens).
+"""Losses as sums over tokens, from the log-probability of each target.
 
-Micro-batches add the pairs and divide once, so accumulation and padding never change the
-update. Every objective stands on the log-probability of each target token.
+Micro-batches add the sums and the numbers of supervised tokens, and divide once, so
+accumulation, padding and packing never change the update.
 """
 
 import mlx.core as mx
-import mlx.nn as nn
 
 
-def target_logprobs(model: nn.Module, inputs: mx.array, targets: mx.array) -> mx.array:
-    """log p(targets | inputs), (B, T) float32, for tokens (B, T)."""
-    logits = model(inputs).astype(mx.float32)
-    chosen = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
-    return chosen - mx.logsumexp(logits, axis=-1)
-
-
-def sft(
-    model: nn.Module, inputs: mx.array, targets: mx.array, mask: mx.array
-) -> tuple[mx.array, mx.array]:
-    """Supervised fine-tuning: negative log-likelihood of the tokens where mask is True."""
-    losses = -target_logprobs(model, inputs, targets)
-    # where, not a product: a padded position may be anything, infinity included.
-    return mx.where(mask, losses, 0.0).sum(), mask.sum()
+def sft(logprobs: mx.array, weights: mx.array) -> mx.array:
+    """Supervised fine-tuning: the negative log-likelihood where weights (S,) is not 0, summed."""
+    # where, not a product alone: a slot that is left over may be anything, infinity included.
+    return mx.where(weights != 0, -logprobs * weights, 0.0).sum()

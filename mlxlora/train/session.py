@@ -16,7 +16,8 @@ import mlx.core as mx
 
 from mlxlora.base import Base, trainable_size, training_mode
 from mlxlora.config import RunConfig
-from mlxlora.data.batches import Cursor, Feed, Shape
+from mlxlora.data.batches import Cursor, Feed, Tally, Update
+from mlxlora.data.layout import Layout
 from mlxlora.data.records import Splits
 from mlxlora.data.render import Renderer
 from mlxlora.errors import DataError, TrainError
@@ -24,6 +25,7 @@ from mlxlora.generate import answer, prompt_tokens
 from mlxlora.lora.attach import collect, low_rank_layers
 from mlxlora.machine import peak_memory
 from mlxlora.train.events import Done, Eval, Event, Sample, Saved, Start, Step, perplexity
+from mlxlora.train.forward import Forward
 from mlxlora.train.optim import learning_rate, make_optimizer, peak_rate
 from mlxlora.train.step import Stepper
 from mlxlora.train.validate import Validator, batches_of
@@ -50,27 +52,30 @@ class Session:
         base: Base,
         splits: Splits,
         renderer: Renderer,
-        shapes: tuple[Shape, ...],
+        layout: Layout,
+        forward: Forward,
         parameters: int,
         stop: Flag,
     ) -> None:
         self.run, self.base, self.splits, self.renderer = run, base, splits, renderer
-        self.shapes, self.parameters, self.stop = shapes, parameters, stop
+        self.layout, self.parameters, self.stop = layout, parameters, stop
         self.directory = directory
         self.skip = run.data.on_bad_row == "skip"
         self.feed = Feed(
-            splits.train, renderer, run.train.batch_size, shapes, run.train.seed, self.skip
+            splits.train, renderer, run.train.batch_size, layout.cut, run.train.seed, self.skip
         )
         self.updates = run.train.updates or math.ceil(
             run.train.epochs * self.feed.updates_per_epoch
         )
         self.peak = peak_rate(run.train, run.lora, parameters)
-        self.stepper = Stepper(base.model, make_optimizer(run.train), run.train.clip)
-        self.validator = Validator(base.model)
+        self.forward = forward
+        self.stepper = Stepper(base.model, make_optimizer(run.train), run.train.clip, forward)
+        self.validator = Validator(forward)
         self.every = run.eval.every or max(1, round(self.updates / VALIDATIONS))
         self.best = _Best()
         self.before: float | None = None  # validation loss of the base
         self.first: Any = None  # the first weights, until they are validated
+        self.tally = Tally()  # of the first epoch
         self.train_loss = math.nan
         self.update = 0
         self.last: Saved | None = None
@@ -104,7 +109,7 @@ class Session:
             yield self._save_last(reason)
         yield self._done(reason)
 
-    def _fed(self) -> Iterator[Any]:
+    def _fed(self) -> Iterator[Update]:
         """The feed's updates; if a row cannot be used after all, what was learned is saved."""
         try:
             yield from self.feed.updates(Cursor())
@@ -114,7 +119,7 @@ class Session:
             saved = self._save_last("interrupted")
             raise DataError(f"{error}\nWhat was learned before it is in {saved.path}.") from error
 
-    def _step(self, update: Any) -> Iterator[Event]:
+    def _step(self, update: Update) -> Iterator[Event]:
         """One optimizer update; an update without a supervised token only counts."""
         tic = time.perf_counter()
         self.update += 1
@@ -123,15 +128,17 @@ class Session:
         tokens = 0
         if update.batches:
             with training_mode(self.base.model):
-                loss, norm, tokens, gradients = self.stepper.gradients(
-                    update.batches, self.run.train.seed, self.update
+                before = self.base.model.trainable_parameters()
+                loss, norm, tokens = self.stepper.step(
+                    update.batches, self.run.train.seed, self.update, rate
                 )
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._not_a_number(loss, norm, update.rows)
             if self.run.lora.method != "full":
-                self.proven = self.base.model.trainable_parameters()
-            self.stepper.apply(gradients, norm, tokens, rate)
+                self.proven = before
             self.train_loss = loss
+        if update.cursor.epoch == 0 or update.cursor == Cursor(1, 0):
+            self.tally += update.tally
         epoch = update.cursor.epoch + update.cursor.position / len(self.splits.train)
         seconds = time.perf_counter() - tic
         yield Step(self.update, epoch, loss, tokens, rate, norm, seconds, peak_memory())
@@ -176,7 +183,7 @@ class Session:
         """(validation loss, supervised tokens, seconds) of the present weights."""
         assert self.splits.valid is not None
         tic = time.perf_counter()
-        batches = batches_of(self.splits.valid, self.renderer, self.shapes, self.skip)
+        batches = batches_of(self.splits.valid, self.renderer, self.layout.cut, self.skip)
         loss, tokens = self.validator(batches)
         return loss, tokens, time.perf_counter() - tic
 
@@ -248,14 +255,13 @@ class Session:
             parameters=self.parameters,
             adapted=len(list(low_rank_layers(self.base.model))),
             learning_rate=self.peak,
-            shapes=self.shapes,
+            shapes=self.layout.shapes,
             device=str(mx.default_device()),
-            notes=tuple(self.renderer.notes),
+            notes=(*self.renderer.notes, *self.forward.notes),
         )
 
     def _done(self, reason: str) -> Done:
         kept = self.best.loss if self.best.update else None
-        tally = self.feed.tally
         return Done(
             update=self.update,
             reason=reason,
@@ -265,7 +271,7 @@ class Session:
             valid_loss_before=self.before,
             valid_loss=kept,
             seconds=time.perf_counter() - self.started,
-            dropped_rows=tally.dropped + tally.refused,
-            truncated_rows=tally.truncated,
+            dropped_rows=self.tally.dropped + self.tally.refused,
+            truncated_rows=self.tally.truncated,
             peak_memory=peak_memory(),
         )

@@ -1,9 +1,9 @@
 """One optimizer update on the device: gradients of micro-batches, then one application.
 
-Gradients are summed over micro-batches and divided once by the number of supervised tokens.
-Whether they are finite is known before they are applied, so a bad update never touches the
-weights or the optimizer. Each micro-batch shape is compiled once, the application once
-(from the update that machine.compile_from() names; before it the same functions just run).
+Gradients are summed over micro-batches and divided once by the number of supervised tokens;
+norm, clipping and the optimizer are one more function, dispatched before anyone waits. An
+update whose loss or norm is not finite leaves the weights as they were. Each micro-batch
+shape is compiled once where machine.compiles(); elsewhere the same functions just run.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,8 @@ from mlx.utils import tree_map
 
 from mlxlora.data.batches import Batch, Shape
 from mlxlora.lora.attach import low_rank_layers
-from mlxlora.machine import compile_from
+from mlxlora.machine import compiles
+from mlxlora.train.forward import Forward, arrays
 from mlxlora.train.objectives import sft
 from mlxlora.train.optim import global_norm
 
@@ -28,52 +29,54 @@ Gradients = dict[str, Any]
 class Stepper:
     """Computes and applies updates of a model's trainable parameters."""
 
-    def __init__(self, model: nn.Module, optimizer: opt.Optimizer, clip: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: opt.Optimizer,
+        clip: float,
+        forward: Forward | None = None,
+    ) -> None:
         self.optimizer = optimizer
-        self.clip = clip
+        self.forward = forward or Forward(model)
         self.shapes: set[Shape] = set()  # met so far
         self._model = model
         self._dropping = [layer for _, layer in low_rank_layers(model) if layer.dropout > 0]
         optimizer.init(model.trainable_parameters())  # lazily made state would cost a trace
         self._zeros = tree_map(mx.zeros_like, model.trainable_parameters())
-        self._compile_from = compile_from()
-        self._use(_plain)
+        compiled = mx.compile if compiles() else _plain
+        self._accumulate = _accumulation(self.forward, compiled)
+        self._apply = _application(optimizer, clip, compiled)
 
-    def _use(self, compiled: Callable[..., Any]) -> None:
-        self._accumulate = _accumulation(self._model, compiled)
-        self._apply = _application(self._model, self.optimizer, compiled)
-        self._norm = compiled(global_norm)
+    def step(
+        self, batches: tuple[Batch, ...], seed: int, update: int, rate: float
+    ) -> tuple[float, float, int]:
+        """One update: (mean loss, norm of the mean gradient before clipping, supervised tokens).
+
+        seed and update (1, 2, ...) are what dropout depends on. If loss or norm is not finite,
+        the weights are not changed; the optimizer's state is then of no more use.
+        """
+        loss, summed = self.gradients(batches, seed, update)
+        tokens = sum(batch.tokens for batch in batches)
+        self.optimizer.learning_rate = rate
+        old = self._model.trainable_parameters()
+        new, norm = self._apply(old, summed, loss, mx.array(float(tokens)))
+        self._model.update(new)
+        mx.async_eval(new, self.optimizer.state, loss, norm)
+        return cast(float, loss.item()) / tokens, cast(float, norm.item()), tokens
 
     def gradients(
         self, batches: tuple[Batch, ...], seed: int, update: int
-    ) -> tuple[float, float, int, Gradients]:
-        """(mean loss, norm of the mean gradient, supervised tokens, summed gradients).
-
-        seed and update (1, 2, ...) are what dropout depends on.
-        """
-        if self._compile_from and update >= self._compile_from:
-            self._use(mx.compile)
-            self._compile_from = 0
+    ) -> tuple[mx.array, Gradients]:
+        """(summed loss, summed gradients) of the micro-batches; on their way, not waited for."""
         summed, loss = self._zeros, mx.array(0.0)
         for number, batch in enumerate(batches):
             self.shapes.add(batch.shape)
             self._set_dropout_keys(seed, update, number)
             loss, summed = self._accumulate(
-                mx.array(batch.inputs), mx.array(batch.targets), mx.array(batch.mask), loss, summed
+                loss, summed, *arrays(batch), ends=batch.ends, reach=batch.reach
             )
             mx.async_eval(loss, summed)
-        tokens = sum(batch.tokens for batch in batches)
-        norm = self._norm(summed)
-        mx.eval(norm, loss)
-        mean_loss, mean_norm = (cast(float, x.item()) / tokens for x in (loss, norm))
-        return mean_loss, mean_norm, tokens, summed
-
-    def apply(self, gradients: Gradients, norm: float, tokens: int, rate: float) -> None:
-        """Clip by the global norm and update the parameters. Not waited for."""
-        factor = min(1.0, self.clip / norm) if self.clip and norm > 0 else 1.0
-        self.optimizer.learning_rate = rate
-        self._apply(gradients, mx.array(factor / tokens))
-        mx.async_eval(self._model.trainable_parameters(), self.optimizer.state)
+        return loss, summed
 
     def _set_dropout_keys(self, *numbers: int) -> None:
         if not self._dropping:
@@ -89,20 +92,33 @@ def _plain(function: Callable[..., Any], **state: Any) -> Callable[..., Any]:
 
 
 def _accumulation(
-    model: nn.Module, compiled: Callable[..., Any]
+    forward: Forward, compiled: Callable[..., Any]
 ) -> Callable[..., tuple[mx.array, Gradients]]:
-    def loss_of(parameters: Gradients, *batch: mx.array) -> tuple[mx.array, mx.array]:
+    model = forward.model
+
+    def loss_of(
+        parameters: Gradients, weights: mx.array, *batch: mx.array, **plan: Any
+    ) -> mx.array:
         model.update(parameters)
-        return sft(model, *batch)
+        return sft(forward(*batch, **plan, gradient=True), weights)
 
     value_and_grad = mx.value_and_grad(loss_of)
 
     @partial(compiled, inputs=[model.state])
     def accumulate(
-        inputs: mx.array, targets: mx.array, mask: mx.array, loss: mx.array, summed: Gradients
+        loss: mx.array,
+        summed: Gradients,
+        inputs: mx.array,
+        positions: mx.array,
+        targets: mx.array,
+        weights: mx.array,
+        *segments: mx.array,
+        **plan: Any,
     ) -> tuple[mx.array, Gradients]:
         parameters = model.trainable_parameters()
-        (more, _), gradients = value_and_grad(parameters, inputs, targets, mask)
+        more, gradients = value_and_grad(
+            parameters, weights, inputs, positions, targets, *segments, **plan
+        )
         model.update(parameters)  # else the model keeps arrays of the differentiation
         return loss + more, tree_map(mx.add, summed, gradients)
 
@@ -110,17 +126,20 @@ def _accumulation(
 
 
 def _application(
-    model: nn.Module, optimizer: opt.Optimizer, compiled: Callable[..., Any]
-) -> Callable[[Gradients, mx.array], None]:
-    """Only the trained arrays are replaced: the base keeps the very arrays it had."""
+    optimizer: opt.Optimizer, clip: float, compiled: Callable[..., Any]
+) -> Callable[..., tuple[Gradients, mx.array]]:
+    """Only trained arrays go in and out: the base keeps the very arrays it had."""
     state = [optimizer.state]
 
     @partial(compiled, inputs=state, outputs=state)
-    def updated(parameters: Gradients, gradients: Gradients, factor: mx.array) -> Gradients:
-        scaled = tree_map(lambda g: g * factor, gradients)
-        return cast(Gradients, optimizer.apply_gradients(scaled, parameters))
-
-    def apply(gradients: Gradients, factor: mx.array) -> None:
-        model.update(updated(model.trainable_parameters(), gradients, factor))
+    def apply(
+        parameters: Gradients, summed: Gradients, loss: mx.array, tokens: mx.array
+    ) -> tuple[Gradients, mx.array]:
+        norm = global_norm(summed) / tokens
+        factor = mx.minimum(1.0, clip / mx.maximum(norm, 1e-30)) if clip else mx.array(1.0)
+        scaled = tree_map(lambda g: g * (factor / tokens), summed)
+        new = optimizer.apply_gradients(scaled, parameters)
+        good = mx.isfinite(norm) & mx.isfinite(loss)
+        return tree_map(lambda n, o: mx.where(good, n, o), new, parameters), norm
 
     return apply

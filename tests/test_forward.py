@@ -1,0 +1,145 @@
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from conftest import randomized
+from mlx.utils import tree_flatten
+from zoo import FAMILIES, model_of
+
+from mlxlora.config import LoraConfig
+from mlxlora.data.batches import Batch, pack, pad
+from mlxlora.data.render import Example
+from mlxlora.lora.attach import new_layers
+from mlxlora.train.attention import Spans
+from mlxlora.train.forward import PADDED, WHOLE_LOGITS, Forward, arrays
+from mlxlora.train.objectives import sft
+from mlxlora.train.packing import RowCache, lean_attention
+
+UNPACKED = {"gpt2", "mamba"}
+random = np.random.default_rng(0)
+EXAMPLES = [
+    Example(row, random.integers(0, 200, length, np.int32), random.random(length) < 0.6)
+    for row, length in enumerate((6, 18, 31))
+]
+
+
+def adapted(family: str, *targets: str) -> nn.Module:
+    model = model_of(family)
+    new_layers(model, LoraConfig(rank=4, targets=targets or ("all-linear",)), 0)
+    randomized(model)
+    return model
+
+
+def of_rows(model: nn.Module) -> tuple[float, dict[str, mx.array]]:
+    """Loss and gradients by the model's own logits, one row at a time, nothing of ours."""
+
+    def loss(parameters):
+        model.update(parameters)
+        total = mx.array(0.0)
+        for example in EXAMPLES:
+            logits = model(mx.array(example.tokens[None, :-1]))[0].astype(mx.float32)
+            targets, mask = mx.array(example.tokens[1:]), mx.array(example.mask[1:])
+            total = total + (nn.losses.cross_entropy(logits, targets) * mask).sum()
+        return total
+
+    parameters = model.trainable_parameters()
+    value, gradients = mx.value_and_grad(loss)(parameters)
+    mx.eval(value, gradients)
+    model.update(parameters)
+    return value.item(), dict(tree_flatten(gradients))
+
+
+def of_batch(model: nn.Module, batch: Batch) -> tuple[float, dict[str, mx.array]]:
+    forward = Forward(model)
+    inputs, positions, targets, weights, *segments = arrays(batch)
+
+    def loss(parameters):
+        model.update(parameters)
+        plan = {"ends": batch.ends, "reach": batch.reach, "gradient": True}
+        return sft(forward(inputs, positions, targets, *segments, **plan), weights)
+
+    parameters = model.trainable_parameters()
+    value, gradients = mx.value_and_grad(loss)(parameters)
+    mx.eval(value, gradients)
+    model.update(parameters)
+    return value.item(), dict(tree_flatten(gradients))
+
+
+def agree(ours, reference) -> None:
+    assert ours[0] == pytest.approx(reference[0], rel=2e-5)
+    assert ours[1].keys() == reference[1].keys()
+    for name, wanted in reference[1].items():
+        largest = mx.abs(wanted).max().item()
+        np.testing.assert_allclose(
+            ours[1][name], wanted, atol=1e-4 * max(largest, 1e-3), err_msg=name
+        )
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in UNPACKED])
+def test_packed_loss_and_gradients_are_those_of_every_row_alone(family):
+    model = adapted(family)
+    reference = of_rows(model)
+    agree(of_batch(model, pack(EXAMPLES)), reference)
+    agree(of_batch(model, pack(EXAMPLES, (1, 64, 40), reach=32)), reference)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_padded_loss_and_gradients_are_those_of_every_row_alone(family):
+    model = adapted(family)
+    agree(of_batch(model, pad(EXAMPLES)), of_rows(model))
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_head_comes_apart_and_only_attention_with_relative_positions_packs(family):
+    forward = Forward(model_of(family))
+    assert forward.head is not None
+    assert forward.packs == (family not in UNPACKED)
+    assert forward.notes == (() if forward.packs else (PADDED,))
+
+
+def test_looking_at_a_model_leaves_it_as_it_was():
+    model = model_of("gemma2")
+    before = {path: id(module) for path, module in model.named_modules()}
+    names = [name for name, _ in tree_flatten(model.parameters())]
+    attention = mx.fast.scaled_dot_product_attention
+    Forward(model)
+    assert {path: id(module) for path, module in model.named_modules()} == before
+    assert [name for name, _ in tree_flatten(model.parameters())] == names
+    assert mx.fast.scaled_dot_product_attention is attention
+
+
+def test_attention_is_put_back_whatever_happens():
+    attention = mx.fast.scaled_dot_product_attention
+    with pytest.raises(RuntimeError), lean_attention([RowCache(Spans((3,)))]):
+        assert mx.fast.scaled_dot_product_attention is not attention
+        raise RuntimeError
+    assert mx.fast.scaled_dot_product_attention is attention
+
+
+def test_a_trained_head_keeps_its_own_logits_and_says_so():
+    model = adapted("llama", "lm_head", "q_proj")
+    forward = Forward(model)
+    assert forward.head is None and forward.notes == (WHOLE_LOGITS,)
+    agree(of_batch(model, pack(EXAMPLES)), of_rows(model))
+
+
+def test_a_head_that_does_something_unknown_is_left_alone():
+    model = model_of("qwen3")
+
+    class Odd(type(model)):
+        def __call__(self, inputs, cache=None):
+            return super().__call__(inputs, cache=cache) ** 3
+
+    model.__class__ = Odd
+    assert Forward(model).head is None
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize(("bits", "mode"), [(4, "affine"), (8, "affine"), (4, "mxfp4")])
+def test_a_quantized_head_comes_apart_too(family, bits, mode):
+    model = model_of(family)
+    nn.quantize(model, group_size=32, bits=bits, mode=mode)
+    new_layers(model, LoraConfig(rank=4), 0)
+    randomized(model)
+    assert Forward(model).head is not None
+    agree(of_batch(model, pack(EXAMPLES)), of_rows(model))

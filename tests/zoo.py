@@ -77,9 +77,9 @@ FAMILIES = {
 }
 
 
-def model_of(family: str) -> nn.Module:
+def model_of(family: str, **changes: object) -> nn.Module:
     module = importlib.import_module(f"mlx_lm.models.{family}")
-    config = {"model_type": family, **SIZES, **FAMILIES[family]}
+    config = {"model_type": family, **SIZES, **FAMILIES[family], **changes}
     mx.random.seed(1)
     model = module.Model(module.ModelArgs.from_dict(config))
     weights = tree_flatten(model.parameters())

@@ -81,8 +81,8 @@ class LoRALinear(LowRank):
         return scale * (lora_a.astype(mx.float32) @ lora_b.astype(mx.float32)).T
 
     def __call__(self, x: mx.array) -> mx.array:
-        z = (self.dropped(x) @ self.lora_a.astype(x.dtype)) @ self.lora_b.astype(x.dtype)
-        return self.base(x) + self.scale * z
+        z = self.dropped(x) @ self.lora_a.astype(x.dtype)
+        return mx.addmm(self.base(x), z, self.lora_b.astype(x.dtype), alpha=self.scale)
 
 
 class LoRAEmbedding(LowRank):

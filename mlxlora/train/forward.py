@@ -5,6 +5,7 @@ what the model allows: whether its head comes apart from it (train/head.py) and 
 can be packed (train/packing.py); a model that allows neither is run as it is.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ from mlxlora.train.attention import Spans
 from mlxlora.train.head import find_head
 from mlxlora.train.logprobs import logprobs_of, target_logprobs, target_logprobs_only
 from mlxlora.train.packing import caches, can_pack, lean_attention
+from mlxlora.train.recompute import recomputed_blocks
 
 WHOLE_LOGITS = (
     "this model's head does not come apart from it (or is trained), so whole logits are computed, "
@@ -28,6 +30,7 @@ class Forward:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.checkpoint_blocks = False  # compute blocks again in the backward pass
         self.head = find_head(model)
         self.packs = can_pack(model, self._outputs)
         missing = ((self.head is None, WHOLE_LOGITS), (not self.packs, PADDED))
@@ -49,7 +52,9 @@ class Forward:
         The other arguments are a Batch's. gradient: it will be differentiated.
         """
         spans = Spans(ends, segments=segments, reach=reach)
-        outputs = self._outputs(inputs, caches(self.model, spans) if self.packs else None)
+        again = self.checkpoint_blocks and gradient
+        with recomputed_blocks(self.model) if again else nullcontext():
+            outputs = self._outputs(inputs, caches(self.model, spans) if self.packs else None)
         at_targets = outputs.reshape(-1, outputs.shape[-1])[positions]
         if self.head is None:
             return logprobs_of(at_targets, targets)

@@ -80,11 +80,19 @@ def lean_attention(cache: Sequence[RowCache]) -> Iterator[None]:
             return plain(queries, keys, values, scale=scale, **options)
         return attention(queries, keys, values, scale, spans, sinks)
 
-    mx.fast.scaled_dot_product_attention = chosen  # type: ignore[assignment]
+    with attention_by(chosen):
+        yield
+
+
+@contextmanager
+def attention_by(function: Callable[..., mx.array]) -> Iterator[None]:
+    """Inside, mx.fast.scaled_dot_product_attention is this function."""
+    before = mx.fast.scaled_dot_product_attention
+    mx.fast.scaled_dot_product_attention = function
     try:
         yield
     finally:
-        mx.fast.scaled_dot_product_attention = plain
+        mx.fast.scaled_dot_product_attention = before
 
 
 def packed(spans: Spans) -> bool:

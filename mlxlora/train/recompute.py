@@ -1,0 +1,70 @@
+"""Block checkpointing: keep each block's input, compute the block again in the backward pass.
+
+The memory of a step falls from every activation of every block to one block's at a time, for
+one more forward pass (Chen et al. 2016, arXiv:1604.06174). mx.checkpoint gives gradients only
+to explicit inputs, so a block's trained parameters and every array of real numbers it is
+called with are inputs. Dropout draws from keys the layers hold, so the second pass draws the
+same. Blocks below the lowest adapter have no gradient and are left alone: nothing of them is
+stored anyway.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+
+from mlxlora.train.packing import attention_by
+
+
+@contextmanager
+def recomputed_blocks(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's trained blocks (of every class) are checkpointed; undone at the end."""
+    chosen = {id(block) for block in trained_blocks(model)}
+    own = {kind: kind.__call__ for kind in {type(block) for block in model.layers}}
+
+    def call(block: nn.Module, *args: Any, **options: Any) -> Any:
+        plain = own[type(block)]
+        if id(block) not in chosen:
+            return plain(block, *args, **options)
+        return _recomputed(plain, block, args, options)
+
+    try:
+        for kind in own:
+            kind.__call__ = call  # type: ignore[method-assign]
+        yield
+    finally:
+        for kind, plain in own.items():
+            kind.__call__ = plain  # type: ignore[method-assign]
+
+
+def trained_blocks(model: nn.Module) -> list[nn.Module]:
+    """The lowest block with something to train, and all above it."""
+    trained = [bool(tree_flatten(block.trainable_parameters())) for block in model.layers]
+    return list(model.layers[trained.index(True) :]) if any(trained) else []
+
+
+def _recomputed(plain: Any, block: nn.Module, args: tuple[Any, ...], options: Any) -> Any:
+    arrays: list[mx.array] = []
+    tree_map(lambda leaf: arrays.append(leaf) if _is_real(leaf) else None, [args, options])
+    attention = mx.fast.scaled_dot_product_attention
+
+    def inner(parameters: dict[str, Any], *given: mx.array) -> Any:
+        block.update(parameters)
+        fresh = iter(given)
+        again, named = tree_map(
+            lambda leaf: next(fresh) if _is_real(leaf) else leaf, [args, options]
+        )
+        with attention_by(attention):  # the backward pass comes when the caller's is gone
+            return plain(block, *again, **named)
+
+    parameters = block.trainable_parameters()
+    outputs = mx.checkpoint(inner)(parameters, *arrays)
+    block.update(parameters)  # else the block keeps arrays of the differentiation
+    return outputs
+
+
+def _is_real(leaf: Any) -> bool:
+    return isinstance(leaf, mx.array) and mx.issubdtype(leaf.dtype, mx.floating)

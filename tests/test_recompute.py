@@ -1,0 +1,96 @@
+import mlx.core as mx
+import pytest
+from conftest import randomized
+from mlx.utils import tree_flatten
+from test_forward import EXAMPLES
+from zoo import FAMILIES, model_of
+
+from mlxlora.config import LoraConfig
+from mlxlora.data.batches import pack, pad
+from mlxlora.lora.attach import new_layers
+from mlxlora.train.attention import attention
+from mlxlora.train.forward import Forward, arrays
+from mlxlora.train.objectives import sft
+from mlxlora.train.recompute import recomputed_blocks, trained_blocks
+
+
+def gradients(model, batch, checkpoint):
+    forward = Forward(model)
+    forward.checkpoint_blocks = checkpoint
+    inputs, positions, targets, weights = arrays(batch)
+
+    def loss(parameters):
+        model.update(parameters)
+        return sft(forward(inputs, positions, targets, ends=batch.ends, gradient=True), weights)
+
+    parameters = model.trainable_parameters()
+    value, found = mx.value_and_grad(loss)(parameters)
+    mx.eval(value, found)
+    model.update(parameters)
+    return {"loss": value, **dict(tree_flatten(found))}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_gradients_are_the_same_bit_for_bit_dropout_included(family):
+    model = model_of(family)
+    new_layers(model, LoraConfig(rank=4, dropout=0.5), 0)
+    randomized(model)
+    model.train()
+    batch = pack(EXAMPLES) if Forward(model).packs else pad(EXAMPLES)
+    plain, again = (gradients(model, batch, checkpoint) for checkpoint in (False, True))
+    assert plain.keys() == again.keys()
+    for name, wanted in plain.items():
+        assert mx.abs(wanted).max() > 0, name
+        assert mx.array_equal(again[name], wanted), name
+
+
+def test_every_class_of_block_is_checkpointed_and_put_back():
+    model = model_of("qwen3")
+
+    class Other(type(model.layers[1])):
+        def __call__(self, *args, **options):
+            return super().__call__(*args, **options)
+
+    model.layers[1].__class__ = Other
+    new_layers(model, LoraConfig(rank=4), 0)
+    before = {kind: kind.__call__ for kind in {type(block) for block in model.layers}}
+    assert len(before) == 2
+    with pytest.raises(RuntimeError), recomputed_blocks(model):
+        assert all(kind.__call__ is not own for kind, own in before.items())
+        raise RuntimeError
+    assert all(kind.__call__ is own for kind, own in before.items())
+
+
+def test_memory_falls_and_attention_stays_lean_in_the_second_pass(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "mlxlora.train.packing.attention", lambda *a: calls.append(1) or attention(*a)
+    )
+    model = model_of("llama", num_hidden_layers=8)
+    new_layers(model, LoraConfig(rank=4), 0)
+    batch = pack(EXAMPLES * 12)
+    peaks = []
+    for checkpoint in (False, True):
+        gradients(model, batch, checkpoint)
+        calls.clear()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        gradients(model, batch, checkpoint)
+        peaks.append(mx.get_peak_memory() - before)
+    assert peaks[1] < 0.5 * peaks[0]
+    assert len(calls) > 2 * len(model.layers)  # forward and again backward
+
+
+def test_blocks_below_the_lowest_adapter_are_not_stored():
+    model = model_of("llama", num_hidden_layers=8)
+    peaks = []
+    for blocks in (0, 1):
+        new_layers(model, LoraConfig(rank=4, blocks=blocks), 0)
+        assert len(trained_blocks(model)) == (blocks or 8)
+        batch = pack(EXAMPLES * 12)
+        gradients(model, batch, False)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        gradients(model, batch, False)
+        peaks.append(mx.get_peak_memory() - before)
+    assert peaks[1] < 0.4 * peaks[0]

@@ -357,7 +357,11 @@ def bench(
         typer.Option(min=0, help="optimizer updates measured", show_default="the workload's"),
     ] = 0,
     checkpoint_blocks: Annotated[
-        bool, typer.Option("--checkpoint-blocks", help="let mlx-lm recompute its blocks")
+        bool,
+        typer.Option(
+            "--checkpoint-blocks",
+            help="both sides compute their blocks again in the backward pass: less memory",
+        ),
     ] = False,
     train: Annotated[bool, typer.Option(help="measure training")] = True,
     decode: Annotated[bool, typer.Option(help="measure decoding")] = True,

@@ -156,6 +156,11 @@ class TrainConfig:
     packing: bool | Literal["auto"] = option(
         "auto", "put rows one after another instead of padding them; the result is the same"
     )
+    checkpoint_blocks: bool | Literal["auto"] = option(
+        "auto",
+        "keep only the blocks' inputs and compute the blocks again: less memory, a third slower; "
+        "auto: when a row would not fit otherwise",
+    )
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,7 @@ class TrainingDisplay:
                     + (f" in {event.adapted} layers" if event.adapted else ""),
                 ),
                 ("updates", f"{event.updates:,}, learning rate up to {event.learning_rate:g}"),
+                ("computed", _ways(event)),
             ]
         )
         for note in event.notes:
@@ -298,7 +299,7 @@ def _show_bench_training(screen: Screen, report: Report, training: Training) -> 
         worst = max(training.loss_differences())
         screen.say(f"Same work: the losses of all updates agree within {worst:.0e}.", "dim")
     if job.checkpoint_blocks:
-        screen.say("--checkpoint-blocks: mlx-lm recomputed its blocks; mlxlora did not.", "yellow")
+        screen.say("Both sides computed their blocks again in the backward pass.")
     if one.operations:
         screen.say(
             f"The limit: an update's arithmetic ({one.operations / job.updates / 1e9:,.3g} GFLOP) "
@@ -364,6 +365,17 @@ def size(count: int) -> str:
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.1f} MB" if count < 1e7 else f"{count / 1e6:.0f} MB"
+
+
+def _ways(event: Start) -> str:
+    """How updates are computed here, in a few words."""
+    how = "rows packed" if event.packed else "rows of like length padded"
+    words = [f"{how}, at most {event.tokens_per_microbatch:,} tokens at once"]
+    if event.products:
+        words.append(f"quantized weights {event.products}")
+    if event.checkpoint_blocks:
+        words.append("blocks computed again in the backward pass, to save memory")
+    return "; ".join(words)
 
 
 def _short(text: str, width: int) -> str:

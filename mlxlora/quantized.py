@@ -4,7 +4,8 @@ Metal multiplies packed weights directly. The CPU backend does so at a few GFLOP
 BLAS reaches a hundred, so with many rows the CPU widens the weight to float32, multiplies
 and forgets it; the backward pass widens it once more instead of keeping it. Only a base so
 small that nobody would notice (KEPT_BYTES) is widened once. The layers here stand in for
-MLX's and mlx-lm's: same parameters, same names, same mathematics.
+MLX's and mlx-lm's: same parameters, same names, same mathematics. products.py finds out
+which way is the faster one for training.
 """
 
 from typing import Any
@@ -43,9 +44,7 @@ def widen(layer: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
 
 
 def install_wide_products(model: nn.Module) -> None:
-    """On the CPU, let every quantized layer of the model multiply widened; else nothing."""
-    if not on_cpu():
-        return
+    """Let every quantized layer of the model multiply widened."""
     stand_ins: list[tuple[str, nn.Module]] = []
     for path, module in model.named_modules():
         wide = _WIDE.get(type(module))
@@ -56,6 +55,16 @@ def install_wide_products(model: nn.Module) -> None:
     if sum(4 * layer.weight.size * 32 // layer.bits for layer in layers) <= KEPT_BYTES:
         for layer in layers:
             layer._kept = widen(layer)  # underscored: no parameter, in no file
+
+
+def remove_wide_products(model: nn.Module) -> None:
+    """Let every quantized layer multiply packed, as MLX's own do."""
+    own = {wide: plain for plain, wide in _WIDE.items()}
+    found = [(path, module) for path, module in model.named_modules() if type(module) in own]
+    plain = [(path, _like(own[type(module)], module)) for path, module in found]
+    for _, layer in plain:
+        layer.pop("_kept", None)
+    model.update_modules(tree_unflatten(plain))
 
 
 def output_rows(layer: nn.Module, start: int, stop: int) -> nn.Module:
@@ -82,18 +91,20 @@ def multiply(layer: nn.Module, x: mx.array) -> mx.array:
     """x (..., in) times the weight's transpose, without the bias: (..., out) in x's dtype."""
     if not isinstance(layer, QUANTIZED):
         return x @ layer.weight.T
-    if on_cpu() and not _packed(layer, x.size // x.shape[-1]):
-        return (x.astype(mx.float32) @ _wide(layer).T).astype(x.dtype)
-    return _packed_product(layer, x, transpose=True)
+    if _packed(layer, x.size // x.shape[-1]):
+        return _packed_product(layer, x, transpose=True)
+    dtype = _product_dtype(x)
+    return (x.astype(dtype) @ _wide(layer, dtype).T).astype(x.dtype)
 
 
 def multiply_back(layer: nn.Module, y: mx.array) -> mx.array:
     """y (..., out) times the weight: (..., in) in y's dtype. The gradient of multiply."""
     if not isinstance(layer, QUANTIZED):
         return y @ layer.weight
-    if on_cpu() and not _packed(layer, y.size // y.shape[-1]):
-        return (y.astype(mx.float32) @ _wide(layer)).astype(y.dtype)
-    return _packed_product(layer, y, transpose=False)
+    if _packed(layer, y.size // y.shape[-1]):
+        return _packed_product(layer, y, transpose=False)
+    dtype = _product_dtype(y)
+    return (y.astype(dtype) @ _wide(layer, dtype)).astype(y.dtype)
 
 
 def _packed_product(layer: nn.Module, x: mx.array, transpose: bool) -> mx.array:
@@ -110,12 +121,19 @@ def _packed_product(layer: nn.Module, x: mx.array, transpose: bool) -> mx.array:
 
 
 def _packed(layer: nn.Module, rows: int) -> bool:
-    """Whether so few rows are best multiplied with the packed weight."""
+    """Whether so many rows are multiplied with the packed weight."""
+    if type(layer) not in _WIDE.values():
+        return True
     return rows < MANY_ROWS and "_kept" not in layer
 
 
-def _wide(layer: nn.Module) -> mx.array:
-    return layer["_kept"] if "_kept" in layer else widen(layer)
+def _wide(layer: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
+    return layer["_kept"].astype(dtype) if "_kept" in layer else widen(layer, dtype)
+
+
+def _product_dtype(x: mx.array) -> mx.Dtype:
+    """The type to multiply in: BLAS, on the CPU, knows no half precision."""
+    return mx.float32 if on_cpu() else x.dtype
 
 
 class WideQuantizedLinear(nn.QuantizedLinear):
@@ -169,17 +187,18 @@ def _product(layer: Any, x: mx.array) -> Any:
 
     @mx.custom_function
     def product(x: mx.array) -> mx.array:
-        return (x.astype(mx.float32) @ _wide(layer).T).astype(x.dtype)
+        return multiply(layer, x)
 
     @product.vjp
     def product_vjp(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-        return (cotangent.astype(mx.float32) @ _wide(layer)).astype(x.dtype)
+        return multiply_back(layer, cotangent)
 
     return product(x)
 
 
 def _gathered_product(layer: Any, x: mx.array, indices: mx.array, in_order: bool) -> mx.array:
     """x (..., 1, in) times each row's expert: (..., 1, out). gather_mm on CPU is float32 only."""
-    weight = mx.stop_gradient(_wide(layer)).swapaxes(-1, -2)
-    y = mx.gather_mm(x.astype(mx.float32), weight, rhs_indices=indices, sorted_indices=in_order)
+    dtype = _product_dtype(x)
+    weight = mx.stop_gradient(_wide(layer, dtype)).swapaxes(-1, -2)
+    y = mx.gather_mm(x.astype(dtype), weight, rhs_indices=indices, sorted_indices=in_order)
     return y.astype(x.dtype)

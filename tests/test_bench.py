@@ -19,7 +19,7 @@ from mlxlora.bench.report import Decoding, Report, Training
 from mlxlora.bench.shapes import SHAPES, build, weight_count
 from mlxlora.bench.sides import _padded
 from mlxlora.bench.worker import perform
-from mlxlora.bench.workloads import WORKLOADS, typical_lengths, updates_of
+from mlxlora.bench.workloads import WORKLOADS, typical_sizes, updates_of
 from mlxlora.cli import app
 from mlxlora.console import Screen, show_bench
 from mlxlora.data.render import Example
@@ -117,7 +117,7 @@ def test_the_workloads_are_as_they_are_described():
     assert share.min() > 0.2 and share.max() < 0.8
     (row,) = updates_of("long", 1, 1, 10)[0]
     assert len(row.tokens) == 4096 and row.supervised == 4095
-    assert max(typical_lengths("mixed")) == 2047
+    assert max(length for length, _ in typical_sizes("mixed")) == 2047
 
 
 def test_rows_and_weights_are_the_same_every_time():

@@ -9,7 +9,8 @@ from conftest import write_rows
 from mlx.utils import tree_flatten
 
 from mlxlora.config import RunConfig
-from mlxlora.data.batches import MAX_SHAPES, permutation
+from mlxlora.data.batches import permutation
+from mlxlora.data.layout import MAX_SHAPES
 from mlxlora.errors import ConfigError, DataError, ExportError, TrainError
 from mlxlora.lora.adapter import Adapter
 from mlxlora.train import loop

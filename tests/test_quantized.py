@@ -6,7 +6,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from mlxlora.machine import on_cpu
-from mlxlora.quantized import QUANTIZED, install_wide_products, widen
+from mlxlora.quantized import QUANTIZED, install_wide_products, remove_wide_products, widen
 
 MODES = [("affine", 64, 4), ("affine", 32, 8), ("affine", 64, 3), ("mxfp4", 32, 4)]
 MODES += [("mxfp8", 32, 8), ("nvfp4", 16, 4)]
@@ -49,6 +49,9 @@ def test_wide_products_are_mlx_s_own_forward_and_backward(
     assert worst(wide_gradient, gradient) < 1e-5
     compiled, _ = mx.compile(mx.value_and_grad(model))(x, indices)
     assert worst(compiled, value) < 1e-5
+    remove_wide_products(model)
+    assert {type(m) for m in model.modules()} - {Model} == set(QUANTIZED)
+    assert mx.array_equal(mx.value_and_grad(model)(x, indices)[1], gradient)
 
 
 @pytest.mark.parametrize("mode, group_size, bits", MODES)

@@ -20,7 +20,7 @@ class Job:
     workload: str  # a name of WORKLOADS, or "" to decode
     batch: int = 0  # rows per optimizer update
     updates: int = 0  # done twice: to warm up, then measured
-    checkpoint_blocks: bool = False  # mlx-lm recomputes each block in the backward pass
+    checkpoint_blocks: bool = False  # blocks are computed again in the backward pass
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

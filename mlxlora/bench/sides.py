@@ -26,8 +26,8 @@ from mlxlora.bench.job import MLX_LM, OURS, Job
 from mlxlora.bench.workloads import WORKLOADS, typical_sizes
 from mlxlora.data.layout import choose_layout
 from mlxlora.data.render import Example
-from mlxlora.machine import compiles, peak_memory, token_budget
-from mlxlora.quantized import install_wide_products
+from mlxlora.machine import compiles, keep_freed_pages, peak_memory, token_budget
+from mlxlora.products import choose_products
 from mlxlora.train.forward import Forward
 from mlxlora.train.step import Stepper
 
@@ -70,11 +70,13 @@ class Meter:
 
 def train_ours(model: nn.Module, job: Job, meter: Meter) -> None:
     """What `mlxlora train` does for these updates; the one place here that knows how."""
-    install_wide_products(model)
+    choose_products(model, token_budget())
     attach_ours(model, job.rank)
     sizes = typical_sizes(job.workload)
     longest = max(n for n, _ in [*sizes, *(e.size for update in meter.updates for e in update)])
+    keep_freed_pages()
     forward = Forward(model)
+    forward.checkpoint_blocks = job.checkpoint_blocks
     layout = choose_layout(
         sizes, longest, job.batch, token_budget(), packed=forward.packs, exact=not compiles()
     )

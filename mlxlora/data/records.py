@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import shutil
 import tempfile
+import threading
 import weakref
 import zlib
 from array import array
@@ -46,6 +47,7 @@ class RowFile:
         self._skip = data.on_bad_row == "skip"
         self._plain_keys: set[str] | None = None
         self._file = _opened(path)
+        self._lock = threading.Lock()
         weakref.finalize(self, self._file.close)
         self.offsets, self.hashes = self._scan()
         self.digest = hashlib.sha256(self.hashes.tobytes()).hexdigest()  # of the usable rows
@@ -61,18 +63,21 @@ class RowFile:
 
     def read(self, row: int) -> Record:
         """The record at this 0-based row."""
-        self._file.seek(int(self.offsets[row]))
-        record = parse(orjson.loads(self._file.readline()), self._columns)
+        with self._lock:  # rows of one file may be read ahead in another thread
+            self._file.seek(int(self.offsets[row]))
+            line = self._file.readline()
+        record = parse(orjson.loads(line), self._columns)
         return Record(row, record.kind, record.messages, record.text, record.tools)
 
     def where(self, row: int) -> str:
         """file:line of a row, for messages; counts the lines before it."""
-        self._file.seek(0)
         left, line = int(self.offsets[row]), 1
-        while left > 0:
-            block = self._file.read(min(left, 1 << 20))
-            line += block.count(b"\n")
-            left -= len(block)
+        with self._lock:
+            self._file.seek(0)
+            while left > 0:
+                block = self._file.read(min(left, 1 << 20))
+                line += block.count(b"\n")
+                left -= len(block)
         return f"{self.path}:{line}"
 
     def _scan(self) -> tuple[np.ndarray, np.ndarray]:

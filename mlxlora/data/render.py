@@ -17,6 +17,7 @@ it overlaps a span.
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,7 @@ class Renderer:
         self.max_length = data.max_length
         self.mask = data.mask
         self.notes: list[str] = []
+        self._lock = threading.Lock()
         self._plain = getattr(tokenizer, "_tokenizer", tokenizer)  # Hugging Face's own
         self._eos = tuple(
             text
@@ -70,6 +72,10 @@ class Renderer:
         )
 
     def __call__(self, record: Record) -> Example:
+        with self._lock:  # rows are also rendered ahead in another thread
+            return self._render(record)
+
+    def _render(self, record: Record) -> Example:
         if record.kind == "text":
             tokens, mask = self._render_text(record.text)
         elif self.tokenizer.has_chat_template:

@@ -51,7 +51,7 @@ class LowRank(nn.Module):
     @staticmethod
     def fan_in(base: nn.Module) -> int:
         """The dimension that the variance of A is set by."""
-        return int(_weight_shape(base)[-1])
+        return int(weight_shape(base)[-1])
 
     def init(self, key: mx.array) -> None:
         """A uniform in +-1/sqrt(fan_in) (as PEFT and mlx-lm do), B zero."""
@@ -72,7 +72,7 @@ class LoRALinear(LowRank):
 
     @staticmethod
     def shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        out, width = _weight_shape(base)
+        out, width = weight_shape(base)
         return (width, rank), (rank, out)
 
     @staticmethod
@@ -92,12 +92,12 @@ class LoRAEmbedding(LowRank):
 
     @staticmethod
     def shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        count, dims = _weight_shape(base)
+        count, dims = weight_shape(base)
         return (count, rank), (rank, dims)
 
     @staticmethod
     def fan_in(base: nn.Module) -> int:
-        return int(_weight_shape(base)[0])
+        return int(weight_shape(base)[0])
 
     @staticmethod
     def delta(lora_a: mx.array, lora_b: mx.array, scale: float) -> mx.array:
@@ -120,7 +120,7 @@ class LoRASwitchLinear(LowRank):
 
     @staticmethod
     def shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        experts, out, width = _weight_shape(base)
+        experts, out, width = weight_shape(base)
         return (experts, rank, width), (experts, out, rank)
 
     @staticmethod
@@ -164,7 +164,7 @@ def merge_delta(weight: mx.array, delta: mx.array) -> mx.array:
     return (weight.astype(mx.float32) + delta).astype(weight.dtype)
 
 
-def _weight_shape(base: nn.Module) -> tuple[int, ...]:
+def weight_shape(base: nn.Module) -> tuple[int, ...]:
     """The shape of the weight, as if it were not packed."""
     shape = tuple(base.weight.shape)
     if "scales" in base:

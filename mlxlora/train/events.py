@@ -25,6 +25,10 @@ class Start:
     learning_rate: float
     shapes: tuple[tuple[int, int, int], ...]  # (rows, tokens, slots) of micro-batches; (): exact
     device: str
+    products: str  # how quantized weights are multiplied: "packed", "widened"; "": there are none
+    packed: bool  # rows one after another, not padded
+    checkpoint_blocks: bool  # blocks are computed again in the backward pass
+    tokens_per_microbatch: int
     notes: tuple[str, ...]  # what the data's rendering found worth saying
 
 

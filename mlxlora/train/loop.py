@@ -23,12 +23,15 @@ from mlxlora.data.render import Renderer
 from mlxlora.errors import ConfigError
 from mlxlora.files import atomic_file, refuse_existing
 from mlxlora.lora.attach import detach, new_layers, prepare_full
-from mlxlora.machine import awake, compiles, token_budget
+from mlxlora.machine import awake, compiles, keep_freed_pages, token_budget
+from mlxlora.plan import plan_memory
+from mlxlora.products import choose_products
 from mlxlora.quantized import QUANTIZED
 from mlxlora.train.events import Event, to_json
 from mlxlora.train.forward import Forward
 from mlxlora.train.optim import make_optimizer
-from mlxlora.train.session import Session
+from mlxlora.train.recompute import trained_blocks
+from mlxlora.train.session import Session, Ways
 
 
 def train(run: RunConfig, base: Base | None = None, *, stop: Flag | None = None) -> Iterator[Event]:
@@ -48,12 +51,12 @@ def train(run: RunConfig, base: Base | None = None, *, stop: Flag | None = None)
     detach(base.model)
     parameters = base.parameters
     try:
+        keep_freed_pages()
+        products = choose_products(base.model, token_budget())
         _prepare(base, run)
         forward = Forward(base.model)
-        layout = _layout(run, sizes, longest, forward.packs)
-        session = Session(
-            _out(run), run, base, splits, renderer, layout, forward, parameters, stop or Flag()
-        )
+        ways = Ways(_layout(run, sizes, longest, forward), forward, products)
+        session = Session(_out(run), run, base, splits, renderer, ways, parameters, stop or Flag())
         with _directory(session, run) as log, awake():
             for event in session.events():
                 log.write(to_json(event) + "\n")
@@ -121,16 +124,21 @@ def _sizes(run: RunConfig, splits: Splits, renderer: Renderer) -> tuple[list[Siz
     return sizes, longest
 
 
-def _layout(run: RunConfig, sizes: list[Size], longest: int, packs: bool) -> Layout:
-    budget, packing = run.train.tokens_per_microbatch, run.train.packing
-    if packing is True and not packs:
+def _layout(run: RunConfig, sizes: list[Size], longest: int, forward: Forward) -> Layout:
+    """How updates are cut, and whether blocks are checkpointed: by what fits this machine."""
+    wanted, packing = run.train.tokens_per_microbatch, run.train.packing
+    if packing is True and not forward.packs:
         raise ConfigError("train.packing = true: rows of this model cannot be packed; use 'auto'")
+    plan = plan_memory(forward.model, trained_blocks(forward.model))
+    again = run.train.checkpoint_blocks
+    forward.checkpoint_blocks = plan.checkpoints(longest) if again == "auto" else again
+    fitting = plan.tokens(token_budget(), longest, forward.checkpoint_blocks)
     return choose_layout(
         sizes,
         longest,
         run.train.batch_size,
-        token_budget() if budget == "auto" else int(budget),
-        packed=packs and packing is not False,
+        fitting if wanted == "auto" else int(wanted),
+        packed=forward.packs and packing is not False,
         exact=not compiles(),
     )
 

@@ -5,7 +5,8 @@ The directory and the model's preparation are loop.py's; here everything changes
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ import mlx.core as mx
 
 from mlxlora.base import Base, trainable_size, training_mode
 from mlxlora.config import RunConfig
+from mlxlora.data.ahead import ahead
 from mlxlora.data.batches import Cursor, Feed, Tally, Update
 from mlxlora.data.layout import Layout
 from mlxlora.data.records import Splits
@@ -33,6 +35,16 @@ from mlxlora.train.validate import Validator, batches_of
 VALIDATIONS = 10  # a run, when eval.every is 0
 QUICK_ROWS = 128  # of validation, measured before the first update
 BAD_ROWS_SHOWN = 8
+AHEAD = 2  # updates rendered and cut while another is computed
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How this model is best trained on this machine, found out before the first update."""
+
+    layout: Layout
+    forward: Forward
+    products: str  # of quantized weights, see products.py
 
 
 @dataclass
@@ -52,25 +64,23 @@ class Session:
         base: Base,
         splits: Splits,
         renderer: Renderer,
-        layout: Layout,
-        forward: Forward,
+        ways: Ways,
         parameters: int,
         stop: Flag,
     ) -> None:
         self.run, self.base, self.splits, self.renderer = run, base, splits, renderer
-        self.layout, self.parameters, self.stop = layout, parameters, stop
+        self.ways, self.parameters, self.stop = ways, parameters, stop
         self.directory = directory
         self.skip = run.data.on_bad_row == "skip"
         self.feed = Feed(
-            splits.train, renderer, run.train.batch_size, layout.cut, run.train.seed, self.skip
+            splits.train, renderer, run.train.batch_size, ways.layout.cut, run.train.seed, self.skip
         )
         self.updates = run.train.updates or math.ceil(
             run.train.epochs * self.feed.updates_per_epoch
         )
         self.peak = peak_rate(run.train, run.lora, parameters)
-        self.forward = forward
-        self.stepper = Stepper(base.model, make_optimizer(run.train), run.train.clip, forward)
-        self.validator = Validator(forward)
+        self.stepper = Stepper(base.model, make_optimizer(run.train), run.train.clip, ways.forward)
+        self.validator = Validator(ways.forward)
         self.every = run.eval.every or max(1, round(self.updates / VALIDATIONS))
         self.best = _Best()
         self.before: float | None = None  # validation loss of the base
@@ -92,27 +102,28 @@ class Session:
             if len(self.splits.valid) <= QUICK_ROWS:
                 yield self._validate_first()
         reason = "finished"
-        for update in self._fed():
-            if self.update >= self.updates:
-                break
-            yield from self._step(update)
-            if self.stop.is_set() and self.update < self.updates:
-                reason = "interrupted"
-                break
-            if self.update % self.every == 0 or self.update == self.updates:
-                yield from self._milestone()
-                if self._hopeless():
-                    reason = "early stop"
+        with closing(self._fed()) as updates:
+            for update in updates:
+                if self.update >= self.updates:
                     break
+                yield from self._step(update)
+                if self.stop.is_set() and self.update < self.updates:
+                    reason = "interrupted"
+                    break
+                if self.update % self.every == 0 or self.update == self.updates:
+                    yield from self._milestone()
+                    if self._hopeless():
+                        reason = "early stop"
+                        break
         saved = self.last is not None and self.last.update == self.update
         if (reason == "interrupted" or not self.best.update) and not saved:
             yield self._save_last(reason)
         yield self._done(reason)
 
-    def _fed(self) -> Iterator[Update]:
+    def _fed(self) -> Generator[Update]:
         """The feed's updates; if a row cannot be used after all, what was learned is saved."""
         try:
-            yield from self.feed.updates(Cursor())
+            yield from ahead(self.feed.updates(Cursor()), AHEAD)
         except DataError as error:
             if not self.update:
                 raise
@@ -183,7 +194,7 @@ class Session:
         """(validation loss, supervised tokens, seconds) of the present weights."""
         assert self.splits.valid is not None
         tic = time.perf_counter()
-        batches = batches_of(self.splits.valid, self.renderer, self.layout.cut, self.skip)
+        batches = batches_of(self.splits.valid, self.renderer, self.ways.layout.cut, self.skip)
         loss, tokens = self.validator(batches)
         return loss, tokens, time.perf_counter() - tic
 
@@ -255,9 +266,13 @@ class Session:
             parameters=self.parameters,
             adapted=len(list(low_rank_layers(self.base.model))),
             learning_rate=self.peak,
-            shapes=self.layout.shapes,
+            shapes=self.ways.layout.shapes,
             device=str(mx.default_device()),
-            notes=(*self.renderer.notes, *self.forward.notes),
+            products=self.ways.products,
+            packed=self.ways.layout.packed,
+            checkpoint_blocks=self.ways.forward.checkpoint_blocks,
+            tokens_per_microbatch=self.ways.layout.tokens,
+            notes=(*self.renderer.notes, *self.ways.forward.notes),
         )
 
     def _done(self, reason: str) -> Done:

@@ -1,0 +1,93 @@
+"""Bytes before they are spent: what a micro-batch will hold, and how to cut it so that it fits.
+
+Activations are estimated from the sizes of the layers' outputs: a block keeps, per token,
+about twice what its linear layers and eight vectors of the model's width take (measured on
+dense decoders; a test holds the estimate to that). Attention by tiles and log-probabilities
+by blocks keep next to nothing. Everything else is counted exactly.
+"""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+from mlxlora.lora.layers import weight_shape
+from mlxlora.machine import block_bytes, memory_budget
+
+KEPT = 2.0  # of the outputs' sizes, per token and block
+VECTORS = 8  # of the model's width: norms, residuals, what attention rearranges
+EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
+LINEAR = (nn.Linear, nn.QuantizedLinear)
+EXPERTS_PER_TOKEN = 8  # as most mixtures choose
+OPTIMIZER_COPIES = 4  # gradients, their sum, and two moments of every trained weight
+BLOCKS_ALIVE = 6  # temporary arrays of block_bytes() at once
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes a training step will hold, and the cut that fits them."""
+
+    weights: int  # base, adapter, gradients and optimizer state
+    per_token: int  # activations kept for the backward pass, all blocks
+    per_token_checkpointed: int  # the same when blocks are computed again
+    working: int  # temporary arrays
+    budget: int  # what the machine offers
+
+    def peak(self, tokens: int, checkpoint_blocks: bool) -> int:
+        """Predicted peak for micro-batches of so many tokens."""
+        each = self.per_token_checkpointed if checkpoint_blocks else self.per_token
+        return self.weights + self.working + each * tokens
+
+    def checkpoints(self, longest: int) -> bool:
+        """Whether the longest row only fits, if at all, with blocks computed again."""
+        return self.peak(longest, False) > self.budget
+
+    def tokens(self, wanted: int, longest: int, checkpoint_blocks: bool) -> int:
+        """Tokens per micro-batch: as many as wanted, or as fit; the longest row at least."""
+        each = self.per_token_checkpointed if checkpoint_blocks else self.per_token
+        room = (self.budget - self.weights - self.working) // max(1, each)
+        return max(min(wanted, room), min(wanted, longest), 1)
+
+
+def plan_memory(model: nn.Module, blocks: list[nn.Module]) -> MemoryPlan:
+    """The plan for a model whose trained blocks, the lowest with an adapter and up, are these."""
+    held = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    trained = sum(array.nbytes for _, array in tree_flatten(model.trainable_parameters()))
+    kept, inputs = [0], [0]
+    for block in blocks:
+        width, size = _width(block), _activation_bytes(block)
+        kept.append(int(KEPT * size * (_outputs(block) + VECTORS * width)))
+        inputs.append(size * width)
+    return MemoryPlan(
+        weights=held + OPTIMIZER_COPIES * trained,
+        per_token=sum(kept),
+        # The block at hand is there twice: its forward pass again, and its gradients.
+        per_token_checkpointed=2 * max(kept) + sum(inputs),
+        working=BLOCKS_ALIVE * block_bytes(),
+        budget=memory_budget(),
+    )
+
+
+def _outputs(block: nn.Module) -> int:
+    """Numbers that the block's linear layers put out per token."""
+    total = 0
+    for module in block.modules():
+        if isinstance(module, LINEAR):
+            total += module.weight.shape[0]
+        elif isinstance(module, EXPERTS):
+            total += min(EXPERTS_PER_TOKEN, module.weight.shape[0]) * module.weight.shape[1]
+    return total
+
+
+def _width(block: nn.Module) -> int:
+    """The model's width: the input size that most linear layers of the block share."""
+    sizes = [weight_shape(m)[-1] for m in block.modules() if isinstance(m, LINEAR)]
+    return max(set(sizes), key=lambda size: (sizes.count(size), size), default=0)
+
+
+def _activation_bytes(block: nn.Module) -> int:
+    """Bytes of a number in the activations, seen by the block's vectors (norms)."""
+    vectors = (a for _, a in tree_flatten(block.parameters()) if a.ndim == 1)
+    return next((a.dtype.size for a in vectors if mx.issubdtype(a.dtype, mx.floating)), 4)

@@ -1,0 +1,58 @@
+"""The frozen matrix product of training: packed or widened, by a short race at the start.
+
+A quantized weight can be multiplied as it is packed or widened first. Which is faster, and
+for how many rows, depends on the device and the version of MLX: the CPU is 20 times as fast
+widened, Metal's packed kernels are made for few rows. So both are timed, forward and
+backward, on one layer of the model itself.
+"""
+
+import time
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxlora.machine import probe_rows
+from mlxlora.quantized import install_wide_products, remove_wide_products
+
+PACKED, WIDENED = "packed", "widened"
+TRIALS = 3
+
+
+def choose_products(model: nn.Module, tokens: int) -> str:
+    """Let the model's quantized layers multiply the faster way for micro-batches of tokens.
+
+    Returns "packed" or "widened", or "" if no layer of the blocks is quantized.
+    """
+    if _largest(model) is None:
+        return ""
+    rows, seconds = min(tokens, probe_rows()), {}
+    for name, prepare in ((PACKED, remove_wide_products), (WIDENED, install_wide_products)):
+        prepare(model)
+        layer = _largest(model)
+        assert layer is not None
+        seconds[name] = _time(layer, rows)
+    best = min(seconds, key=lambda name: seconds[name])
+    if best == PACKED:
+        remove_wide_products(model)
+    return best
+
+
+def _largest(model: nn.Module) -> nn.Module | None:
+    """The largest quantized linear layer of the blocks."""
+    layers = [m for block in model.layers for m in block.modules()]
+    quantized = [layer for layer in layers if isinstance(layer, nn.QuantizedLinear)]
+    return max(quantized, key=lambda layer: layer.weight.size, default=None)
+
+
+def _time(layer: nn.Module, rows: int) -> float:
+    """Seconds of one product and its gradient, the best of a few."""
+    x = mx.random.normal((rows, layer.scales.shape[1] * layer.group_size), key=mx.random.key(0))
+    x = x.astype(layer.scales.dtype if layer.mode == "affine" else mx.float32)
+    cotangent = mx.ones((rows, layer.weight.shape[0]), x.dtype)
+    mx.eval(x, cotangent)
+    best = float("inf")
+    for _ in range(TRIALS):
+        began = time.perf_counter()
+        mx.eval(mx.vjp(lambda x: layer(x), [x], [cotangent]))
+        best = min(best, time.perf_counter() - began)
+    return best

@@ -1,0 +1,54 @@
+import mlx.core as mx
+import pytest
+from conftest import randomized
+from test_batches import example
+from test_recompute import gradients
+from zoo import model_of
+
+from mlxlora.config import LoraConfig
+from mlxlora.data.batches import pack
+from mlxlora.lora.attach import new_layers
+from mlxlora.plan import MemoryPlan, plan_memory
+from mlxlora.train.recompute import trained_blocks
+
+SIZES = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "head_dim": 64}
+
+
+def measured(model, tokens: int, checkpoint: bool) -> int:
+    batch = pack([example(65, start=60)] * (tokens // 64))
+    gradients(model, batch, checkpoint)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    gradients(model, batch, checkpoint)
+    return mx.get_peak_memory() - before
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "cohere"])
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_the_bytes_of_a_token_are_about_what_is_measured(family, checkpoint):
+    model = model_of(family, **SIZES)
+    new_layers(model, LoraConfig(rank=8), 0)
+    randomized(model)
+    plan = plan_memory(model, trained_blocks(model))
+    few, many = (measured(model, tokens, checkpoint) for tokens in (256, 1024))
+    per_token = (many - few) / (1024 - 256)
+    assert 0.6 < (plan.peak(2, checkpoint) - plan.peak(1, checkpoint)) / per_token < 1.6
+
+
+def test_only_blocks_that_are_differentiated_count():
+    model = model_of("llama", **SIZES)
+    plans = []
+    for blocks in (0, 2):
+        new_layers(model, LoraConfig(rank=8, blocks=blocks), 0)
+        plans.append(plan_memory(model, trained_blocks(model)))
+    assert plans[1].per_token == plans[0].per_token * 2 // 6
+
+
+def test_a_cut_that_fits_is_chosen():
+    plan = MemoryPlan(100, per_token=10, per_token_checkpointed=1, working=50, budget=1000)
+    assert not plan.checkpoints(longest=80) and plan.checkpoints(longest=90)
+    assert plan.tokens(wanted=4096, longest=60, checkpoint_blocks=False) == 85
+    assert plan.tokens(wanted=40, longest=60, checkpoint_blocks=False) == 40
+    assert plan.tokens(wanted=4096, longest=60, checkpoint_blocks=True) == 850
+    # What cannot fit is tried as small as can be.
+    assert plan.tokens(wanted=4096, longest=2000, checkpoint_blocks=True) == 2000

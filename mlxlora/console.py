@@ -298,6 +298,8 @@ def _show_bench_training(screen: Screen, report: Report, training: Training) -> 
         )
         worst = max(training.loss_differences())
         screen.say(f"Same work: the losses of all updates agree within {worst:.0e}.", "dim")
+    for side in training.out_of_memory:
+        screen.say(f"{side} ran out of memory on these rows.", "bold green")
     if job.checkpoint_blocks:
         screen.say("Both sides computed their blocks again in the backward pass.")
     if one.operations:

@@ -6,6 +6,7 @@ is taken within its round. That both did the same work is checked before speed i
 """
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -26,11 +27,17 @@ TAIL_LINES = 12  # of what a process that failed said last
 # (float32 sums over thousands of tokens differ by up to 1e-5.)
 EXACT, ROUNDED = 3e-4, 2e-2
 
+NO_MEMORY = ("bad_alloc", "Unable to allocate", "out of memory")  # how MLX says it
+
 Progress = Callable[[str, int, int], None]  # (what, done, of)
 
 
 class BenchError(MlxLoraError):
     """A measurement that failed, or two that cannot be compared: no fault of the input."""
+
+
+class OutOfMemory(BenchError):
+    """The machine is too small for what this side wanted."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,18 @@ def bench(options: Options, progress: Progress) -> Report:
     for job in jobs:
         runs: dict[str, tuple[Any, ...]] = {side: () for side in options.sides}
         for number in range(options.rounds):
-            for side in options.sides if number % 2 == 0 else options.sides[::-1]:
+            for side in list(runs) if number % 2 == 0 else list(runs)[::-1]:
                 progress(f"{job.workload or 'decoding'}, {side}", done, total)
-                runs[side] += (run(replace(job, side=side)),)
+                try:
+                    runs[side] += (run(replace(job, side=side)),)
+                except OutOfMemory:
+                    if side == OURS:
+                        raise
+                    del runs[side]  # ours is measured all the same
                 done += 1
             if number == 0:  # before the other rounds are waited for
                 agree(_result(job, runs))
-        measured.append(_result(job, runs))
+        measured.append(_result(job, runs, tuple(s for s in options.sides if s not in runs)))
     return Report(
         options.rank,
         options.rounds,
@@ -80,9 +92,13 @@ def bench(options: Options, progress: Progress) -> Report:
     )
 
 
-def _result(job: Job, runs: dict[str, tuple[Any, ...]]) -> Training | Decoding:
+def _result(
+    job: Job, runs: dict[str, tuple[Any, ...]], out_of_memory: tuple[str, ...] = ()
+) -> Training | Decoding:
     runs = dict(runs)
-    return Training(job, WORKLOADS[job.workload].about, runs) if job.workload else Decoding(runs)
+    if not job.workload:
+        return Decoding(runs)
+    return Training(job, WORKLOADS[job.workload].about, runs, out_of_memory)
 
 
 def check(options: Options) -> None:
@@ -143,18 +159,17 @@ def run(job: Job) -> Trained | Decoded:
     if process.returncode:
         what = f"{job.side}, {job.workload or 'decoding'}"
         tail = "\n".join(f"  {line}" for line in process.stderr.splitlines()[-TAIL_LINES:])
-        ended = _how_it_ended(process.returncode)
-        raise BenchError(f"the process that measured {what} {ended}\n{tail}".rstrip())
+        if process.returncode == -signal.SIGKILL or any(w in process.stderr for w in NO_MEMORY):
+            raise OutOfMemory(
+                f"memory ran out while {what} was measured: a smaller --batch or --shape helps"
+            )
+        code = process.returncode
+        ended = f"failed (exit code {code})" if code > 0 else f"was ended by signal {-code}"
+        raise BenchError(f"the process that measured {what} {ended}:\n{tail}".rstrip())
     answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     if "error" in answer:
         raise MlxLoraError(answer["error"])
     return answer_of(Trained if job.workload else Decoded, answer)
-
-
-def _how_it_ended(code: int) -> str:
-    if code == -9:
-        return "was killed, most likely because memory ran out: a smaller --batch or --shape helps"
-    return f"failed (exit code {code}):" if code > 0 else f"was ended by signal {-code}:"
 
 
 def agree(result: Training | Decoding) -> None:

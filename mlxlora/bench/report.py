@@ -33,6 +33,7 @@ class Training:
     job: Job
     about: str  # the workload in words
     runs: dict[str, tuple[Trained, ...]]  # side -> one per round
+    out_of_memory: tuple[str, ...] = ()  # sides that this machine is too small for
 
     @property
     def one(self) -> Trained:
@@ -72,6 +73,7 @@ class Training:
             "supervised_tokens": self.one.supervised,
             "operations": self.one.operations or None,
             "matrix_rate": self.matrix_rate,
+            "out_of_memory": self.out_of_memory,
             "losses": {side: runs[0].losses for side, runs in self.runs.items()},
             "loss_difference": max(self.loss_differences(), default=None),
             **_sides(self.figures(), self.runs),

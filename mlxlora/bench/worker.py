@@ -83,12 +83,19 @@ def _decode(model: nn.Module, config: dict[str, Any], job: Job, about: Model) ->
 
 def main() -> None:
     job = Job.from_json(sys.argv[1])
+    _die_first()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # only the answer goes there
             answer = dataclasses.asdict(perform(job))
     except MlxLoraError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer), flush=True)
+
+
+def _die_first() -> None:
+    """On Linux, should memory run out, this process is the one to be ended, no other."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 if __name__ == "__main__":

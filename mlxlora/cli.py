@@ -372,7 +372,8 @@ def bench(
         raise ConfigError("--model and --shape both choose a model; give one of them")
     from mlxlora.bench.compare import BenchError, Options
     from mlxlora.bench.compare import bench as measure
-    from mlxlora.console import Screen, show_bench
+    from mlxlora.bench.show import show_bench
+    from mlxlora.console import Screen
 
     options = Options(
         model=model,

@@ -117,9 +117,10 @@ def block_bytes() -> int:
     """Size of the largest temporary array of an algorithm that works in blocks.
 
     On the CPU it should stay in the cache and below 32 MB, from where on the C library asks
-    the system for fresh pages every time (ten times slower to write). A GPU wants more.
+    the system for fresh pages every time (ten times slower to write). A GPU wants more work
+    at once, and an 8 GB machine no more than this.
     """
-    return (16 << 20) if on_cpu() else (256 << 20)
+    return (16 << 20) if on_cpu() else (64 << 20)
 
 
 def probe_rows() -> int:

@@ -17,11 +17,12 @@ from mlxlora.bench.job import MLX_LM, OURS, Decoded, Job, Model, Trained
 from mlxlora.bench.limit import matrix_rate, operations
 from mlxlora.bench.report import Decoding, Report, Training
 from mlxlora.bench.shapes import SHAPES, build, weight_count
+from mlxlora.bench.show import show_bench
 from mlxlora.bench.sides import _padded
 from mlxlora.bench.worker import perform
 from mlxlora.bench.workloads import WORKLOADS, typical_sizes, updates_of
 from mlxlora.cli import app
-from mlxlora.console import Screen, show_bench
+from mlxlora.console import Screen
 from mlxlora.data.render import Example
 from mlxlora.errors import ConfigError, ModelError
 

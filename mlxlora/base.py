@@ -21,8 +21,8 @@ from mlx_lm import utils as zoo
 
 from mlxlora.errors import ModelError
 from mlxlora.files import fingerprint, hash_text, safetensors_header
-from mlxlora.machine import compute_dtype, on_cpu
-from mlxlora.quantized import QUANTIZED, install_wide_products
+from mlxlora.machine import compute_dtype
+from mlxlora.quantized import QUANTIZED, use_own_products
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -76,8 +76,7 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
     dtype = compute_dtype()
     if dtype is not None:
         model.set_dtype(dtype)
-    if on_cpu():
-        install_wide_products(model)
+    use_own_products(model)
     model.freeze()
     model.eval()
     mx.eval(model.parameters())

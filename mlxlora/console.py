@@ -263,7 +263,7 @@ def size(count: int) -> str:
 def _ways(event: Start) -> str:
     """How updates are computed here, in a few words."""
     how = "rows packed" if event.packed else "rows of like length padded"
-    words = [f"{how}, at most {event.tokens_per_microbatch:,} tokens at once"]
+    words = [f"{how}, about {event.tokens_per_microbatch:,} tokens at once"]
     if event.products:
         words.append(f"quantized weights {event.products}")
     if event.checkpoint_blocks:

@@ -75,8 +75,7 @@ def evaluate(
     rows = _rows(data, limit)
     renderer = Renderer(base.tokenizer, data)
     skip = data.on_bad_row == "skip"
-    sizes, complete = sample_sizes(rows, renderer, skip)
-    longest = max(n for n, _ in sizes) if complete else data.max_length
+    sizes, longest = sample_sizes(rows, renderer, skip)
     models: list[tuple[str, Adapter | None]] = list(adapters)
     if with_base or not adapters:
         models.insert(0, ("base", None))

@@ -3,25 +3,23 @@
 Activations are estimated from the sizes of the layers' outputs: a block keeps, per token,
 about twice what its linear layers and eight vectors of the model's width take (measured on
 dense decoders; a test holds the estimate to that). Attention by tiles and log-probabilities
-by blocks keep next to nothing. Everything else is counted exactly.
+by blocks keep next to nothing; whole logits, where a model needs them, are kept several times.
 """
 
 from dataclasses import dataclass
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from mlxlora.lora.layers import weight_shape
+from mlxlora.lora.layers import EXPERTS, LINEAR, weight_shape
 from mlxlora.machine import block_bytes, memory_budget
+from mlxlora.quantized import activation_dtype
 
 KEPT = 2.0  # of the outputs' sizes, per token and block
 VECTORS = 8  # of the model's width: norms, residuals, what attention rearranges
-EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
-LINEAR = (nn.Linear, nn.QuantizedLinear)
 EXPERTS_PER_TOKEN = 8  # as most mixtures choose
 OPTIMIZER_COPIES = 4  # gradients, their sum, and two moments of every trained weight
+LOGIT_COPIES = 3.5  # of whole logits in float32, while they are differentiated
 BLOCKS_ALIVE = 6  # temporary arrays of block_bytes() at once
 
 
@@ -51,20 +49,24 @@ class MemoryPlan:
         return max(min(wanted, room), min(wanted, longest), 1)
 
 
-def plan_memory(model: nn.Module, blocks: list[nn.Module]) -> MemoryPlan:
-    """The plan for a model whose trained blocks, the lowest with an adapter and up, are these."""
+def plan_memory(model: nn.Module, blocks: list[nn.Module], logits: int = 0) -> MemoryPlan:
+    """The plan for a model of which these blocks are differentiated.
+
+    logits: how many a token has, if they are computed whole.
+    """
     held = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     trained = sum(array.nbytes for _, array in tree_flatten(model.trainable_parameters()))
     kept, inputs = [0], [0]
     for block in blocks:
-        width, size = _width(block), _activation_bytes(block)
+        width, size = _width(block), activation_dtype(block).size
         kept.append(int(KEPT * size * (_outputs(block) + VECTORS * width)))
         inputs.append(size * width)
+    of_logits = int(4 * LOGIT_COPIES * logits)
     return MemoryPlan(
         weights=held + OPTIMIZER_COPIES * trained,
-        per_token=sum(kept),
+        per_token=sum(kept) + of_logits,
         # The block at hand is there twice: its forward pass again, and its gradients.
-        per_token_checkpointed=2 * max(kept) + sum(inputs),
+        per_token_checkpointed=2 * max(kept) + sum(inputs) + of_logits,
         working=BLOCKS_ALIVE * block_bytes(),
         budget=memory_budget(),
     )
@@ -85,9 +87,3 @@ def _width(block: nn.Module) -> int:
     """The model's width: the input size that most linear layers of the block share."""
     sizes = [weight_shape(m)[-1] for m in block.modules() if isinstance(m, LINEAR)]
     return max(set(sizes), key=lambda size: (sizes.count(size), size), default=0)
-
-
-def _activation_bytes(block: nn.Module) -> int:
-    """Bytes of a number in the activations, seen by the block's vectors (norms)."""
-    vectors = (a for _, a in tree_flatten(block.parameters()) if a.ndim == 1)
-    return next((a.dtype.size for a in vectors if mx.issubdtype(a.dtype, mx.floating)), 4)

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxlora.machine import probe_rows
-from mlxlora.quantized import install_wide_products, remove_wide_products
+from mlxlora.quantized import activation_dtype, install_wide_products, remove_wide_products
 
 PACKED, WIDENED = "packed", "widened"
 TRIALS = 3
@@ -30,7 +30,7 @@ def choose_products(model: nn.Module, tokens: int) -> str:
         prepare(model)
         layer = _largest(model)
         assert layer is not None
-        seconds[name] = _time(layer, rows)
+        seconds[name] = _time(layer, rows, activation_dtype(model.layers[0]))
     best = min(seconds, key=lambda name: seconds[name])
     if best == PACKED:
         remove_wide_products(model)
@@ -44,10 +44,10 @@ def _largest(model: nn.Module) -> nn.Module | None:
     return max(quantized, key=lambda layer: layer.weight.size, default=None)
 
 
-def _time(layer: nn.Module, rows: int) -> float:
+def _time(layer: nn.Module, rows: int, dtype: mx.Dtype) -> float:
     """Seconds of one product and its gradient, the best of a few."""
-    x = mx.random.normal((rows, layer.scales.shape[1] * layer.group_size), key=mx.random.key(0))
-    x = x.astype(layer.scales.dtype if layer.mode == "affine" else mx.float32)
+    width = layer.scales.shape[1] * layer.group_size
+    x = mx.random.normal((rows, width), key=mx.random.key(0)).astype(dtype)
     cotangent = mx.ones((rows, layer.weight.shape[0]), x.dtype)
     mx.eval(x, cotangent)
     best = float("inf")

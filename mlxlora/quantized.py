@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from mlxlora.machine import on_cpu
@@ -41,6 +41,18 @@ def widen(layer: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
         global_scale=layer.get("global_scale"),
     )
     return weight.astype(dtype)
+
+
+def activation_dtype(block: nn.Module) -> mx.Dtype:
+    """The type that a block computes in, told by its vectors (norms): packed weights hide it."""
+    vectors = (a for _, a in tree_flatten(block.parameters()) if a.ndim == 1)
+    real = (a.dtype for a in vectors if mx.issubdtype(a.dtype, mx.floating))
+    return next(real, mx.float32)
+
+
+def use_own_products(model: nn.Module) -> None:
+    """Let the model's quantized layers multiply as suits this device in general."""
+    (install_wide_products if on_cpu() else remove_wide_products)(model)
 
 
 def install_wide_products(model: nn.Module) -> None:

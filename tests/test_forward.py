@@ -13,9 +13,9 @@ from mlxlora.lora.attach import new_layers
 from mlxlora.train.attention import Spans
 from mlxlora.train.forward import PADDED, WHOLE_LOGITS, Forward, arrays
 from mlxlora.train.objectives import sft
-from mlxlora.train.packing import RowCache, lean_attention
+from mlxlora.train.packing import RowCache, lean_attention, position_limit
 
-UNPACKED = {"gpt2", "mamba"}
+UNPACKED = {"gpt2", "mamba", "gemma2"}  # positions, recurrence, attention of its own
 random = np.random.default_rng(0)
 EXAMPLES = [
     Example(row, random.integers(0, 200, length, np.int32), random.random(length) < 0.6)
@@ -116,11 +116,41 @@ def test_attention_is_put_back_whatever_happens():
     assert mx.fast.scaled_dot_product_attention is attention
 
 
-def test_a_trained_head_keeps_its_own_logits_and_says_so():
-    model = adapted("llama", "lm_head", "q_proj")
+@pytest.mark.parametrize(("family", "target"), [("llama", "lm_head"), ("qwen3", "embed_tokens")])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_trained_head_keeps_its_own_logits_and_says_so(family, target, fresh):
+    model = model_of(family)
+    new_layers(model, LoraConfig(rank=4, targets=(target, "q_proj")), 0)
+    if not fresh:  # a fresh adapter changes nothing yet, and is trained all the same
+        randomized(model)
     forward = Forward(model)
     assert forward.head is None and forward.notes == (WHOLE_LOGITS,)
-    agree(of_batch(model, pack(EXAMPLES)), of_rows(model))
+    ours = of_batch(model, pack(EXAMPLES))
+    agree(ours, of_rows(model))
+    assert any(mx.abs(ours[1][name]).max() > 0 for name in ours[1] if target in name)
+
+
+def test_a_model_is_looked_at_without_its_dropout():
+    model = model_of("qwen3")
+    new_layers(model, LoraConfig(rank=4, dropout=0.5), 0)
+    randomized(model)
+    model.train()
+    assert Forward(model).packs and model.training
+
+
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_in_half_precision_models_come_apart_and_pack_too(family):
+    model = model_of(family)
+    model.set_dtype(mx.bfloat16)
+    forward = Forward(model)
+    assert forward.packs and forward.head is not None
+    assert forward.head.scale == pytest.approx(1 / 7 if family == "granite" else 1, rel=1e-6)
+
+
+def test_rows_are_packed_to_no_more_positions_than_the_model_was_made_for():
+    assert position_limit(model_of("llama")) == 512
+    assert position_limit(model_of("deepseek_v2")) == 256  # rope_scaling's original number
+    assert position_limit(nn.Linear(2, 2)) is None
 
 
 def test_a_head_that_does_something_unknown_is_left_alone():
@@ -141,5 +171,6 @@ def test_a_quantized_head_comes_apart_too(family, bits, mode):
     nn.quantize(model, group_size=32, bits=bits, mode=mode)
     new_layers(model, LoraConfig(rank=4), 0)
     randomized(model)
-    assert Forward(model).head is not None
-    agree(of_batch(model, pack(EXAMPLES)), of_rows(model))
+    forward = Forward(model)
+    assert forward.head is not None
+    agree(of_batch(model, (pack if forward.packs else pad)(EXAMPLES)), of_rows(model))

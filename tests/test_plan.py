@@ -44,6 +44,13 @@ def test_only_blocks_that_are_differentiated_count():
     assert plans[1].per_token == plans[0].per_token * 2 // 6
 
 
+def test_whole_logits_are_in_the_plan():
+    model = model_of("llama", **SIZES)
+    new_layers(model, LoraConfig(rank=8), 0)
+    plain, whole = (plan_memory(model, trained_blocks(model), n) for n in (0, 32_000))
+    assert whole.per_token - plain.per_token == 14 * 32_000
+
+
 def test_a_cut_that_fits_is_chosen():
     plan = MemoryPlan(100, per_token=10, per_token_checkpointed=1, working=50, budget=1000)
     assert not plan.checkpoints(longest=80) and plan.checkpoints(longest=90)

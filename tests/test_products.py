@@ -19,7 +19,7 @@ def test_an_unquantized_base_has_nothing_to_choose(dense):
 def test_the_faster_way_is_taken(quantized, monkeypatch, fast):
     raced = []
 
-    def time(layer, rows):
+    def time(layer, rows, dtype):
         raced.append((type(layer), rows))
         return 1.0 if (type(layer) is WideQuantizedLinear) == (fast == WIDENED) else 2.0
 

@@ -14,16 +14,14 @@ from mlx_lm.generate import generate_step
 
 from mlxlora.bench.attached import attach_mlx_lm, attach_ours
 from mlxlora.bench.job import MLX_LM, OURS, Job
-from mlxlora.machine import on_cpu
-from mlxlora.quantized import install_wide_products
+from mlxlora.quantized import use_own_products
 
 PROMPT_TOKENS = 32
 NEW_TOKENS = 64
 
 
 def prepare_ours(model: nn.Module, job: Job) -> None:
-    if on_cpu():
-        install_wide_products(model)
+    use_own_products(model)
     attach_ours(model, job.rank, trained=True)
 
 

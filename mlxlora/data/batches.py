@@ -140,8 +140,8 @@ def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def sample_sizes(rows: Rows, renderer: Renderer, skip_refused: bool) -> tuple[list[Size], bool]:
-    """Sizes of evenly spread rows that train something, and whether these are all rows.
+def sample_sizes(rows: Rows, renderer: Renderer, skip_refused: bool) -> tuple[list[Size], int]:
+    """Sizes of evenly spread rows that train something, and the longest that can occur.
 
     Also the place where a template that cannot be masked is found before training. Raises
     DataError if no sampled row trains anything.
@@ -160,7 +160,8 @@ def sample_sizes(rows: Rows, renderer: Renderer, skip_refused: bool) -> tuple[li
             f"none of the {nothing} rows looked at in {rows.file.path} has a token to train: "
             f"every answer lies beyond data.max_length = {renderer.max_length} or is empty"
         )
-    return sizes, complete
+    longest = max(length for length, _ in sizes)
+    return sizes, longest if complete else renderer.max_length
 
 
 def pad(examples: Sequence[Example], shape: Shape | None = None) -> Batch:

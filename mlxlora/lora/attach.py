@@ -14,16 +14,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxlora.base import Base
 from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError, ConfigError
 from mlxlora.lora.adapter import Adapter, differences
-from mlxlora.lora.layers import LowRank, layer_for
+from mlxlora.lora.layers import EXPERTS, LINEAR, LowRank, layer_for
 
 ROUTERS = {"gate", "router", "shared_expert_gate"}  # names of modules that choose experts
-LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 ALL_LINEAR = "all-linear"
 
 
@@ -52,7 +50,9 @@ def targets(model: nn.Module, config: LoraConfig) -> list[str]:
     chosen: set[str] = set()
     for target in config.targets:
         if target == ALL_LINEAR:
-            matched = {p for p in inside if isinstance(paths[p], LINEAR) and not _router(p)}
+            matched = {
+                p for p in inside if isinstance(paths[p], LINEAR + EXPERTS) and not _router(p)
+            }
         else:
             matched = {p for p in paths if _matches(p, target)}
             if config.blocks != 0:

@@ -16,6 +16,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
+LINEAR = (nn.Linear, nn.QuantizedLinear)
+EMBEDDING = (nn.Embedding, nn.QuantizedEmbedding)
+EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
+
 
 class LowRank(nn.Module):
     """What the layers share. Subclasses hold the base under the name mlx-lm gives it.

@@ -162,16 +162,13 @@ def _attention(plan: list[Tile], spans: Spans, scale: float) -> Callable[..., An
                 output = _folded(outputs[0], keys, tile)
                 # What a row's weights give up to each other: sum_j P_j dP_j = dO . O.
                 shared = (given.astype(mx.float32) * output).sum(axis=-1, keepdims=True)
-                seen = slice(tile.first, tile.stop)
-                pull = (given @ values[:, :, seen].swapaxes(-1, -2)).astype(mx.float32)
-                d_scores = (weights * (pull - shared)).astype(queries.dtype)
-                d_query = (d_scores @ keys[:, :, seen]) * scale
-                parts[0].append(_unfolded(d_query, queries, tile))
+                d_query, d_key, d_value = _tile_gradients(
+                    tile, scale, (queries, keys, values), weights, given, shared
+                )
+                parts[0].append(d_query)
                 place = slice(tile.first - tile.row, tile.stop - tile.row)
-                folded = _folded(queries, keys, tile)
-                d_keys[:, :, place] += (d_scores.swapaxes(-1, -2) @ folded) * scale
-                weights = weights.astype(given.dtype)
-                d_values[:, :, place] += weights.swapaxes(-1, -2) @ given
+                d_keys[:, :, place] += d_key
+                d_values[:, :, place] += d_value
                 if len(arrays) == 4:
                     lost = exp(_per_row(arrays[3], scores) - normals[tile]) * shared
                     sinking = sinking - _unfolded(lost, queries, tile).sum(axis=(0, 2, 3))
@@ -181,6 +178,28 @@ def _attention(plan: list[Tile], spans: Spans, scale: float) -> Callable[..., An
         return gradients if len(arrays) == 3 else (*gradients, sinking.astype(arrays[3].dtype))
 
     return forward
+
+
+def _tile_gradients(
+    tile: Tile,
+    scale: float,
+    arrays: tuple[mx.array, mx.array, mx.array],
+    weights: mx.array,
+    given: mx.array,
+    shared: mx.array,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Gradients of the tile's queries (B, H, n, D), and its part in keys' and values' (B, K, m, .).
+
+    dV = P' dO, dS = P * (dO V' - shared), dQ = scale dS K, dK = scale dS' Q.
+    """
+    queries, keys, values = arrays
+    seen = slice(tile.first, tile.stop)
+    pull = (given @ values[:, :, seen].swapaxes(-1, -2)).astype(mx.float32)
+    d_scores = (weights * (pull - shared)).astype(queries.dtype)
+    d_query = (d_scores @ keys[:, :, seen]) * scale
+    d_key = (d_scores.swapaxes(-1, -2) @ _folded(queries, keys, tile)) * scale
+    d_value = weights.astype(given.dtype).swapaxes(-1, -2) @ given
+    return _unfolded(d_query, queries, tile), d_key, d_value
 
 
 def _scores(

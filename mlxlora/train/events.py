@@ -29,7 +29,7 @@ class Start:
     packed: bool  # rows one after another, not padded
     checkpoint_blocks: bool  # blocks are computed again in the backward pass
     tokens_per_microbatch: int
-    notes: tuple[str, ...]  # what the data's rendering found worth saying
+    notes: tuple[str, ...]  # what is worth saying of the data's rendering and of the model
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,10 @@ WHOLE_LOGITS = (
     "this model's head does not come apart from it (or is trained), so whole logits are computed, "
     "which takes more memory"
 )
-PADDED = "rows of this model cannot be packed, so they are padded in groups of like length"
+PADDED = (
+    "the blocks of this model cannot work on packed rows, or not cheaply, so rows are padded in "
+    "groups of like length"
+)
 
 
 class Forward:
@@ -31,8 +34,12 @@ class Forward:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.checkpoint_blocks = False  # compute blocks again in the backward pass
+        was_training = model.training
+        model.eval()  # dropout would differ from row to row
         self.head = find_head(model)
         self.packs = can_pack(model, self._outputs)
+        self.vocabulary = int(model(mx.array([[1]])).shape[-1])
+        model.train(was_training)
         missing = ((self.head is None, WHOLE_LOGITS), (not self.packs, PADDED))
         self.notes = tuple(note for absent, note in missing if absent)
 
@@ -52,8 +59,8 @@ class Forward:
         The other arguments are a Batch's. gradient: it will be differentiated.
         """
         spans = Spans(ends, segments=segments, reach=reach)
-        again = self.checkpoint_blocks and gradient
-        with recomputed_blocks(self.model) if again else nullcontext():
+        checkpointed = self.checkpoint_blocks and gradient
+        with recomputed_blocks(self.model) if checkpointed else nullcontext():
             outputs = self._outputs(inputs, caches(self.model, spans) if self.packs else None)
         at_targets = outputs.reshape(-1, outputs.shape[-1])[positions]
         if self.head is None:

@@ -16,10 +16,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from mlxlora.lora.layers import EMBEDDING, LINEAR, LowRank
 from mlxlora.quantized import multiply
 
-LINEAR = (nn.Linear, nn.QuantizedLinear)
-EMBEDDING = (nn.Embedding, nn.QuantizedEmbedding)
 PROBE = 8  # tokens
 
 
@@ -81,17 +80,14 @@ def _find(model: nn.Module, tokens: mx.array) -> Head | None:
     if head.layer.trainable_parameters() or head.size != logits.shape[-1]:
         return None
     # What becomes of known logits: 1 shows a scale, a huge one a soft-cap.
-    ramp = mx.linspace(-60, 60, logits.size).reshape(logits.shape)
-    ramp[..., 0] = 1.0
-    known = ramp.astype(logits.dtype)
+    known = mx.linspace(-60, 60, logits.size).reshape(logits.shape)  # float32: scales are exact
+    known[..., 0] = 1.0
     seen = _after(head, tokens, known)
     scale = float(seen[0, 0, 0].item())  # type: ignore[arg-type]
-    huge = mx.full(logits.shape, 1e6, logits.dtype)
+    huge = mx.full(logits.shape, 1e6)
     cap = float(_after(head, tokens, huge).max().item())  # type: ignore[arg-type]
-    exact = 1e-5 if logits.dtype == mx.float32 else 1e-2
     for candidate in (head, replace(head, scale=scale), replace(head, cap=cap)):
-        wanted = candidate.finish(known.astype(mx.float32))
-        if mx.allclose(seen, wanted, rtol=exact, atol=exact):
+        if mx.allclose(seen, candidate.finish(known), rtol=1e-5, atol=1e-5):
             return candidate
     return None
 
@@ -108,7 +104,9 @@ def _answered(model: nn.Module, tokens: mx.array, stand_ins: dict[str, nn.Module
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    inside = {id(m) for block in getattr(model, "layers", ()) for m in block.modules()}
+    """What a head can be: outside the blocks, and no frozen part of a layer that is trained."""
+    around = [*model.layers, *(m for m in model.modules() if isinstance(m, LowRank))]
+    inside = {id(m) for outer in around for m in outer.modules()}
     for path, module in model.named_modules():
         if path and id(module) not in inside and isinstance(module, LINEAR + EMBEDDING):
             yield path, module

@@ -26,10 +26,11 @@ from mlxlora.lora.attach import detach, new_layers, prepare_full
 from mlxlora.machine import awake, compiles, keep_freed_pages, token_budget
 from mlxlora.plan import plan_memory
 from mlxlora.products import choose_products
-from mlxlora.quantized import QUANTIZED
+from mlxlora.quantized import QUANTIZED, use_own_products
 from mlxlora.train.events import Event, to_json
 from mlxlora.train.forward import Forward
 from mlxlora.train.optim import make_optimizer
+from mlxlora.train.packing import position_limit
 from mlxlora.train.recompute import trained_blocks
 from mlxlora.train.session import Session, Ways
 
@@ -64,6 +65,7 @@ def train(run: RunConfig, base: Base | None = None, *, stop: Flag | None = None)
                 yield event
     finally:
         detach(base.model)
+        use_own_products(base.model)
         mx.clear_cache()
 
 
@@ -116,11 +118,9 @@ def _directory(session: Session, run: RunConfig) -> Iterator[TextIO]:
 def _sizes(run: RunConfig, splits: Splits, renderer: Renderer) -> tuple[list[Size], int]:
     """(sizes of sampled training rows, the longest row that can occur in any split)."""
     skip = run.data.on_bad_row == "skip"
-    sizes, complete = sample_sizes(splits.train, renderer, skip)
-    longest = max(n for n, _ in sizes) if complete else run.data.max_length
+    sizes, longest = sample_sizes(splits.train, renderer, skip)
     if splits.valid is not None:
-        more, complete = sample_sizes(splits.valid, renderer, skip)
-        longest = max(longest, *(n for n, _ in more)) if complete else run.data.max_length
+        longest = max(longest, sample_sizes(splits.valid, renderer, skip)[1])
     return sizes, longest
 
 
@@ -129,16 +129,22 @@ def _layout(run: RunConfig, sizes: list[Size], longest: int, forward: Forward) -
     wanted, packing = run.train.tokens_per_microbatch, run.train.packing
     if packing is True and not forward.packs:
         raise ConfigError("train.packing = true: rows of this model cannot be packed; use 'auto'")
-    plan = plan_memory(forward.model, trained_blocks(forward.model))
-    again = run.train.checkpoint_blocks
-    forward.checkpoint_blocks = plan.checkpoints(longest) if again == "auto" else again
-    fitting = plan.tokens(token_budget(), longest, forward.checkpoint_blocks)
+    logits = forward.vocabulary if forward.head is None else 0
+    plan = plan_memory(forward.model, trained_blocks(forward.model), logits)
+    checkpointed = run.train.checkpoint_blocks
+    forward.checkpoint_blocks = (
+        plan.checkpoints(longest) if checkpointed == "auto" else checkpointed
+    )
+    tokens = plan.tokens(token_budget(), longest, forward.checkpoint_blocks)
+    tokens = tokens if wanted == "auto" else int(wanted)
+    packed = forward.packs and packing is not False
+    limit = position_limit(forward.model) if packed else None
     return choose_layout(
         sizes,
         longest,
         run.train.batch_size,
-        fitting if wanted == "auto" else int(wanted),
-        packed=forward.packs and packing is not False,
+        min(tokens, limit or tokens),
+        packed=packed,
         exact=not compiles(),
     )
 

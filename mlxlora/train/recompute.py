@@ -23,27 +23,44 @@ from mlxlora.train.packing import attention_by
 def recomputed_blocks(model: nn.Module) -> Iterator[None]:
     """Inside, the model's trained blocks (of every class) are checkpointed; undone at the end."""
     chosen = {id(block) for block in trained_blocks(model)}
-    own = {kind: kind.__call__ for kind in {type(block) for block in model.layers}}
-
-    def call(block: nn.Module, *args: Any, **options: Any) -> Any:
-        plain = own[type(block)]
-        if id(block) not in chosen:
-            return plain(block, *args, **options)
-        return _recomputed(plain, block, args, options)
-
+    kinds = {type(block) for block in model.layers}
+    own = {kind: kind.__dict__.get("__call__") for kind in kinds}  # None: inherited
+    calls = {kind: _checkpointing(kind, chosen) for kind in kinds}
     try:
-        for kind in own:
+        for kind, call in calls.items():
             kind.__call__ = call  # type: ignore[method-assign]
         yield
     finally:
         for kind, plain in own.items():
-            kind.__call__ = plain  # type: ignore[method-assign]
+            if plain is None:
+                del kind.__call__
+            else:
+                kind.__call__ = plain  # type: ignore[method-assign]
 
 
 def trained_blocks(model: nn.Module) -> list[nn.Module]:
-    """The lowest block with something to train, and all above it."""
+    """The blocks that are differentiated: the lowest with something to train, and all above.
+
+    All of them if something is trained outside the blocks, such as an embedding.
+    """
     trained = [bool(tree_flatten(block.trainable_parameters())) for block in model.layers]
+    inside = sum(len(tree_flatten(block.trainable_parameters())) for block in model.layers)
+    if len(tree_flatten(model.trainable_parameters())) > inside:
+        return list(model.layers)
     return list(model.layers[trained.index(True) :]) if any(trained) else []
+
+
+def _checkpointing(kind: type, chosen: set[int]) -> Any:
+    """A __call__ for this class of block that checkpoints the chosen ones."""
+    plain = kind.__call__
+
+    def call(block: nn.Module, *args: Any, **options: Any) -> Any:
+        # A class may call another's through super(): only the block's own is checkpointed.
+        if id(block) not in chosen or type(block) is not kind:
+            return plain(block, *args, **options)
+        return _recomputed(plain, block, args, options)
+
+    return call
 
 
 def _recomputed(plain: Any, block: nn.Module, args: tuple[Any, ...], options: Any) -> Any:

@@ -5,10 +5,11 @@ The directory and the model's preparation are loop.py's; here everything changes
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
@@ -95,6 +96,16 @@ class Session:
         self.started = time.perf_counter()
 
     def events(self) -> Iterator[Event]:
+        """The run. If a row cannot be used after all, what was learned before it is saved."""
+        try:
+            yield from self._events()
+        except DataError as error:
+            if not self.update:
+                raise
+            saved = self._save_last("interrupted")
+            raise DataError(f"{error}\nWhat was learned before it is in {saved.path}.") from error
+
+    def _events(self) -> Iterator[Event]:
         mx.reset_peak_memory()
         yield self._start()
         if self.splits.valid is not None:
@@ -102,11 +113,11 @@ class Session:
             if len(self.splits.valid) <= QUICK_ROWS:
                 yield self._validate_first()
         reason = "finished"
-        with closing(self._fed()) as updates:
+        wanted = islice(self.feed.updates(Cursor()), self.updates)
+        with closing(ahead(wanted, AHEAD)) as updates:
+            began = time.perf_counter()
             for update in updates:
-                if self.update >= self.updates:
-                    break
-                yield from self._step(update)
+                yield from self._step(update, began)
                 if self.stop.is_set() and self.update < self.updates:
                     reason = "interrupted"
                     break
@@ -115,24 +126,17 @@ class Session:
                     if self._hopeless():
                         reason = "early stop"
                         break
+                began = time.perf_counter()
         saved = self.last is not None and self.last.update == self.update
         if (reason == "interrupted" or not self.best.update) and not saved:
             yield self._save_last(reason)
         yield self._done(reason)
 
-    def _fed(self) -> Generator[Update]:
-        """The feed's updates; if a row cannot be used after all, what was learned is saved."""
-        try:
-            yield from ahead(self.feed.updates(Cursor()), AHEAD)
-        except DataError as error:
-            if not self.update:
-                raise
-            saved = self._save_last("interrupted")
-            raise DataError(f"{error}\nWhat was learned before it is in {saved.path}.") from error
+    def _step(self, update: Update, began: float) -> Iterator[Event]:
+        """One optimizer update; an update without a supervised token only counts.
 
-    def _step(self, update: Update) -> Iterator[Event]:
-        """One optimizer update; an update without a supervised token only counts."""
-        tic = time.perf_counter()
+        began: when its rows began to be waited for.
+        """
         self.update += 1
         rate = learning_rate(self.run.train, self.peak, self.update, self.updates)
         loss = norm = math.nan
@@ -151,7 +155,7 @@ class Session:
         if update.cursor.epoch == 0 or update.cursor == Cursor(1, 0):
             self.tally += update.tally
         epoch = update.cursor.epoch + update.cursor.position / len(self.splits.train)
-        seconds = time.perf_counter() - tic
+        seconds = time.perf_counter() - began
         yield Step(self.update, epoch, loss, tokens, rate, norm, seconds, peak_memory())
 
     def _milestone(self) -> Iterator[Event]:
@@ -177,8 +181,10 @@ class Session:
         trained = self.base.model.trainable_parameters()
         self.base.model.update(self.first)
         self.first = None
-        self.before, tokens, seconds = self._measure()
-        self.base.model.update(trained)
+        try:
+            self.before, tokens, seconds = self._measure()
+        finally:
+            self.base.model.update(trained)
         return Eval(0, self.before, perplexity(self.before), tokens, False, seconds)
 
     def _validate(self) -> Eval:

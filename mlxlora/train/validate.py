@@ -1,14 +1,11 @@
 """The mean loss over a set of rows: every row, cut as in training."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
-
-import mlx.core as mx
+from typing import cast
 
 from mlxlora.data.batches import Batch, render_row
 from mlxlora.data.records import Rows
 from mlxlora.data.render import Example, Renderer
-from mlxlora.machine import compiles
 from mlxlora.train.forward import Forward, arrays
 from mlxlora.train.objectives import sft
 
@@ -26,26 +23,22 @@ def batches_of(
 
 
 class Validator:
-    """Computes mean losses of a model in its present state (attached adapters included)."""
+    """Computes mean losses of a model in its present state (attached adapters included).
+
+    Nothing is compiled: a trace a shape would be kept for a few calls.
+    """
 
     def __init__(self, forward: Forward) -> None:
-        def loss(
-            inputs: mx.array,
-            positions: mx.array,
-            targets: mx.array,
-            weights: mx.array,
-            *segments: mx.array,
-            **plan: Any,
-        ) -> mx.array:
-            return sft(forward(inputs, positions, targets, *segments, **plan), weights)
-
-        self._loss = mx.compile(loss, inputs=[forward.model.state]) if compiles() else loss
+        self._forward = forward
 
     def __call__(self, batches: Iterator[Batch]) -> tuple[float, int]:
         """(mean loss per supervised token, supervised tokens)."""
         total, tokens = 0.0, 0
         for batch in batches:
-            loss = self._loss(*arrays(batch), ends=batch.ends, reach=batch.reach)
-            total += cast(float, loss.item())
+            inputs, positions, targets, weights, *segments = arrays(batch)
+            logprobs = self._forward(
+                inputs, positions, targets, *segments, ends=batch.ends, reach=batch.reach
+            )
+            total += cast(float, sft(logprobs, weights).item())
             tokens += batch.tokens
         return (total / tokens if tokens else float("nan")), tokens

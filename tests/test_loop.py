@@ -194,6 +194,54 @@ def test_a_row_refused_in_mid_run_keeps_what_was_learned(dense, tmp_path, monkey
     assert adapter.provenance["metrics"]["update"] == place // 4
 
 
+def test_a_validation_row_refused_in_mid_run_keeps_what_was_learned(dense, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlxlora.data.batches.SAMPLE_ROWS", 2)  # the first and the last
+    monkeypatch.setattr("mlxlora.train.session.QUICK_ROWS", 0)  # none measured before training
+    dense.tokenizer.chat_template = STRICT + dense.tokenizer.chat_template
+    write_rows(tmp_path / "train.jsonl", [GOOD] * 20)
+    write_rows(tmp_path / "valid.jsonl", [GOOD, GOOD, REFUSED, GOOD])
+    with pytest.raises(DataError, match=r"valid\.jsonl:3: (.|\n)*What was learned before it is in"):
+        run(dense, tmp_path, tmp_path / "run", "eval.every=3")
+    adapter = Adapter.load(tmp_path / "run" / "adapter")
+    assert adapter.provenance["metrics"]["update"] == 3
+    assert any(mx.abs(v).max() > 0 for k, v in adapter.weights.items() if k.endswith("lora_b"))
+
+
+def test_rows_that_a_run_does_not_need_are_not_read(dense, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlxlora.data.batches.SAMPLE_ROWS", 2)
+    dense.tokenizer.chat_template = STRICT + dense.tokenizer.chat_template
+    place = next(n for n, row in enumerate(permutation(40, 0, 0)) if 0 < row < 39 and n >= 8)
+    rows = [GOOD] * 40
+    rows[permutation(40, 0, 0)[place]] = REFUSED
+    write_rows(tmp_path / "train.jsonl", rows)
+    events = run(dense, tmp_path, tmp_path / "run", f"train.updates={place // 4}")
+    assert events[-1].reason == "finished" and events[-1].update == place // 4
+
+
+@pytest.mark.parametrize("override", ["train.packing=false", "train.checkpoint_blocks=true"])
+def test_ways_to_compute_change_nothing_but_rounding(dense, rows, tmp_path, override):
+    plain = run(dense, rows, tmp_path / "plain", "train.updates=4")
+    other = run(dense, rows, tmp_path / "other", "train.updates=4", override)
+    assert (other[0].packed, other[0].checkpoint_blocks) == (
+        "packing" not in override,
+        "checkpoint" in override,
+    )
+    losses = [[step.loss for step in of(Step, events)] for events in (plain, other)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_packing_that_cannot_be_honoured_is_refused(dense, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlxlora.train.forward.can_pack", lambda *_: False)
+    with pytest.raises(ConfigError, match=r"train\.packing = true"):
+        run(dense, rows, tmp_path / "run", "train.packing=true")
+
+
+def test_a_row_that_would_not_fit_has_its_blocks_computed_again(dense, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlxlora.plan.memory_budget", lambda: 0)
+    start = run(dense, rows, tmp_path / "run", "train.updates=1")[0]
+    assert start.checkpoint_blocks and start.tokens_per_microbatch < 64
+
+
 def test_a_run_that_fails_before_it_learned_leaves_no_directory(dense, rows, tmp_path, monkeypatch):
     def broken(self):
         raise OSError(28, "No space left on device")

@@ -158,7 +158,7 @@ class TrainConfig:
     )
     checkpoint_blocks: bool | Literal["auto"] = option(
         "auto",
-        "keep only the blocks' inputs and compute the blocks again: less memory, a third slower; "
+        "keep only the blocks' inputs and compute the blocks again: less memory, more time; "
         "auto: when a row would not fit otherwise",
     )
 

@@ -109,7 +109,7 @@ def compiles() -> bool:
     """Whether training steps are compiled: not on the CPU.
 
     There MLX runs g++ for every fused kernel that this machine has not met, up to a minute in
-    all; what the kernels would save, micro-batches of exactly the rows' sizes save as well.
+    all. Without traces to spare, micro-batches may have exactly the sizes of their rows.
     """
     return not on_cpu()
 

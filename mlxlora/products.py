@@ -1,9 +1,9 @@
 """The frozen matrix product of training: packed or widened, by a short race at the start.
 
 A quantized weight can be multiplied as it is packed or widened first. Which is faster, and
-for how many rows, depends on the device and the version of MLX: the CPU is 20 times as fast
-widened, Metal's packed kernels are made for few rows. So both are timed, forward and
-backward, on one layer of the model itself.
+for how many rows, depends on the device and the version of MLX: the CPU is many times as
+fast widened, and nobody has told us of every GPU. So both are timed, forward and backward,
+on one layer of the model itself.
 """
 
 import time

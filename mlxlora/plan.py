@@ -12,7 +12,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxlora.lora.layers import EXPERTS, LINEAR, weight_shape
-from mlxlora.machine import block_bytes, memory_budget
+from mlxlora.machine import block_bytes
+from mlxlora.memory import memory_budget
 from mlxlora.quantized import activation_dtype
 
 KEPT = 2.0  # of the outputs' sizes, per token and block

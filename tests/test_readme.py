@@ -70,8 +70,11 @@ def test_imports_point_only_up_the_tree():
         tree = ast.parse((ROOT / "mlxlora" / name).read_text(encoding="utf-8"))
         for node in tree.body:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlxlora."):
-                wanted = node.module.removeprefix("mlxlora.").replace(".", "/") + ".py"
-                assert wanted in order[:place], f"{name} imports {wanted}, which stands below it"
+                module = node.module.removeprefix("mlxlora.").replace(".", "/")
+                package = (ROOT / "mlxlora" / module).is_dir()
+                names = [f"{module}/{n.name}" for n in node.names] if package else [module]
+                for wanted in names:
+                    assert wanted + ".py" in order[:place], f"{name} imports {wanted} from below"
 
 
 def test_the_two_commands_that_set_up_are_one_line_each():

@@ -26,7 +26,8 @@ from mlxlora.bench.job import MLX_LM, OURS, Job
 from mlxlora.bench.workloads import WORKLOADS, typical_sizes
 from mlxlora.data.layout import choose_layout
 from mlxlora.data.render import Example
-from mlxlora.machine import compiles, keep_freed_pages, peak_memory, token_budget
+from mlxlora.machine import compiles, token_budget
+from mlxlora.memory import keep_freed_pages, peak_memory
 from mlxlora.products import choose_products
 from mlxlora.train.forward import Forward
 from mlxlora.train.step import Stepper

@@ -30,7 +30,7 @@ from mlxlora.bench.shapes import (
 from mlxlora.bench.sides import TRAINERS, Meter
 from mlxlora.bench.workloads import updates_of
 from mlxlora.errors import MlxLoraError
-from mlxlora.machine import peak_memory
+from mlxlora.memory import peak_memory
 
 
 def perform(job: Job) -> Trained | Decoded:

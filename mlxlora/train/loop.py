@@ -17,22 +17,19 @@ import mlx.core as mx
 from mlxlora.base import Base, load
 from mlxlora.config import LoraConfig, RunConfig
 from mlxlora.data.batches import Size, sample_sizes
-from mlxlora.data.layout import Layout, choose_layout
 from mlxlora.data.records import Splits, open_splits
 from mlxlora.data.render import Renderer
 from mlxlora.errors import ConfigError
 from mlxlora.files import atomic_file, refuse_existing
 from mlxlora.lora.attach import detach, new_layers, prepare_full
-from mlxlora.machine import awake, compiles, keep_freed_pages, token_budget
-from mlxlora.plan import plan_memory
+from mlxlora.machine import awake, token_budget
+from mlxlora.memory import keep_freed_pages
 from mlxlora.products import choose_products
 from mlxlora.quantized import QUANTIZED, use_own_products
 from mlxlora.train.events import Event, to_json
-from mlxlora.train.forward import Forward
 from mlxlora.train.optim import make_optimizer
-from mlxlora.train.packing import position_limit
-from mlxlora.train.recompute import trained_blocks
-from mlxlora.train.session import Session, Ways
+from mlxlora.train.session import Session
+from mlxlora.train.ways import choose_ways
 
 
 def train(run: RunConfig, base: Base | None = None, *, stop: Flag | None = None) -> Iterator[Event]:
@@ -55,8 +52,7 @@ def train(run: RunConfig, base: Base | None = None, *, stop: Flag | None = None)
         keep_freed_pages()
         products = choose_products(base.model, token_budget())
         _prepare(base, run)
-        forward = Forward(base.model)
-        ways = Ways(_layout(run, sizes, longest, forward), forward, products)
+        ways = choose_ways(base.model, run.train, sizes, longest, products)
         session = Session(_out(run), run, base, splits, renderer, ways, parameters, stop or Flag())
         with _directory(session, run) as log, awake():
             for event in session.events():
@@ -122,31 +118,6 @@ def _sizes(run: RunConfig, splits: Splits, renderer: Renderer) -> tuple[list[Siz
     if splits.valid is not None:
         longest = max(longest, sample_sizes(splits.valid, renderer, skip)[1])
     return sizes, longest
-
-
-def _layout(run: RunConfig, sizes: list[Size], longest: int, forward: Forward) -> Layout:
-    """How updates are cut, and whether blocks are checkpointed: by what fits this machine."""
-    wanted, packing = run.train.tokens_per_microbatch, run.train.packing
-    if packing is True and not forward.packs:
-        raise ConfigError("train.packing = true: rows of this model cannot be packed; use 'auto'")
-    logits = forward.vocabulary if forward.head is None else 0
-    plan = plan_memory(forward.model, trained_blocks(forward.model), logits)
-    checkpointed = run.train.checkpoint_blocks
-    forward.checkpoint_blocks = (
-        plan.checkpoints(longest) if checkpointed == "auto" else checkpointed
-    )
-    tokens = plan.tokens(token_budget(), longest, forward.checkpoint_blocks)
-    tokens = tokens if wanted == "auto" else int(wanted)
-    packed = forward.packs and packing is not False
-    limit = position_limit(forward.model) if packed else None
-    return choose_layout(
-        sizes,
-        longest,
-        run.train.batch_size,
-        min(tokens, limit or tokens),
-        packed=packed,
-        exact=not compiles(),
-    )
 
 
 def _prepare(base: Base, run: RunConfig) -> None:

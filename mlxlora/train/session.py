@@ -20,32 +20,22 @@ from mlxlora.base import Base, trainable_size, training_mode
 from mlxlora.config import RunConfig
 from mlxlora.data.ahead import ahead
 from mlxlora.data.batches import Cursor, Feed, Tally, Update
-from mlxlora.data.layout import Layout
 from mlxlora.data.records import Splits
 from mlxlora.data.render import Renderer
 from mlxlora.errors import DataError, TrainError
 from mlxlora.generate import answer, prompt_tokens
 from mlxlora.lora.attach import collect, low_rank_layers
-from mlxlora.machine import peak_memory
+from mlxlora.memory import peak_memory
 from mlxlora.train.events import Done, Eval, Event, Sample, Saved, Start, Step, perplexity
-from mlxlora.train.forward import Forward
 from mlxlora.train.optim import learning_rate, make_optimizer, peak_rate
 from mlxlora.train.step import Stepper
 from mlxlora.train.validate import Validator, batches_of
+from mlxlora.train.ways import Ways
 
 VALIDATIONS = 10  # a run, when eval.every is 0
 QUICK_ROWS = 128  # of validation, measured before the first update
 BAD_ROWS_SHOWN = 8
 AHEAD = 2  # updates rendered and cut while another is computed
-
-
-@dataclass(frozen=True)
-class Ways:
-    """How this model is best trained on this machine, found out before the first update."""
-
-    layout: Layout
-    forward: Forward
-    products: str  # of quantized weights, see products.py
 
 
 @dataclass

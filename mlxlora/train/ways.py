@@ -1,0 +1,59 @@
+"""How a model is best trained on a machine: found out before the first update, then kept.
+
+Packed or padded, how many tokens at once, blocks computed again or not: none of it changes an
+update but in rounding, so a run that goes on later keeps the ways it began with.
+"""
+
+from dataclasses import dataclass
+
+import mlx.nn as nn
+
+from mlxlora.config import TrainConfig
+from mlxlora.data.batches import Size
+from mlxlora.data.layout import Layout, choose_layout
+from mlxlora.errors import ConfigError
+from mlxlora.machine import compiles, token_budget
+from mlxlora.plan import plan_memory
+from mlxlora.train.forward import Forward
+from mlxlora.train.packing import position_limit
+from mlxlora.train.recompute import trained_blocks
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The choices, and the forward pass that follows them."""
+
+    layout: Layout
+    forward: Forward
+    products: str  # of quantized weights, see products.py
+
+
+def choose_ways(
+    model: nn.Module, train: TrainConfig, sizes: list[Size], longest: int, products: str
+) -> Ways:
+    """The ways for rows of these sizes: how updates are cut, and whether blocks are checkpointed,
+    by what fits this machine. Raises ConfigError if rows are to be packed and cannot be.
+    """
+    forward = Forward(model)
+    wanted = train.tokens_per_microbatch
+    if train.packing is True and not forward.packs:
+        raise ConfigError("train.packing = true: rows of this model cannot be packed; use 'auto'")
+    logits = forward.vocabulary if forward.head is None else 0
+    plan = plan_memory(model, trained_blocks(model), logits)
+    checkpointed = train.checkpoint_blocks
+    forward.checkpoint_blocks = (
+        plan.checkpoints(longest) if checkpointed == "auto" else checkpointed
+    )
+    tokens = plan.tokens(token_budget(), longest, forward.checkpoint_blocks)
+    tokens = tokens if wanted == "auto" else int(wanted)
+    packed = forward.packs and train.packing is not False
+    limit = position_limit(model) if packed else None
+    layout = choose_layout(
+        sizes,
+        longest,
+        train.batch_size,
+        min(tokens, limit or tokens),
+        packed=packed,
+        exact=not compiles(),
+    )
+    return Ways(layout, forward, products)

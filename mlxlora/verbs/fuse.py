@@ -1,0 +1,59 @@
+"""mlxlora fuse."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mlxlora.errors import ConfigError
+from mlxlora.verbs.options import AsJson, Force, Model, Trust
+
+
+def fuse(
+    model: Model,
+    adapter: Annotated[str, typer.Option("--adapter", help="adapter directory")],
+    out: Annotated[Path, typer.Option("--out", help="directory of the new model")],
+    bits: Annotated[
+        str,
+        typer.Option(
+            "--bits",
+            metavar="keep|none|4|5|6|8",
+            help="of the layers that were trained, over a quantized base: like the base, "
+            "unquantized (the whole model), or a number",
+            show_default="8 over a base with fewer, else keep",
+        ),
+    ] = "default",
+    force: Force = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Write base + adapter as one model that mlx-lm loads."""
+    from mlxlora.console import Screen, size
+    from mlxlora.export.fuse import fuse as write
+    from mlxlora.lora.adapter import Adapter
+
+    if bits not in ("default", "keep", "none") and not bits.isdigit():
+        raise ConfigError(f"--bits must be keep, none, 4, 5, 6 or 8, not {bits!r}")
+    wish: Any = int(bits) if bits.isdigit() else bits
+    screen = Screen(as_json)
+    done = write(
+        model,
+        Adapter.load(adapter),
+        out,
+        wish,
+        force=force,
+        trust_remote_code=trust_remote_code,
+    )
+    what = f"{done.layers} layers fused" if done.layers else "all weights replaced"
+    screen.say(f"{done.path}: {size(done.bytes)}, {what}, {done.bits}")
+    if done.worst_error:
+        style = "yellow" if done.mean_error > 0.5 else ""
+        screen.say(
+            f"rounding moved the fused weights by {done.mean_error:.0%} of what training did "
+            f"(layer by layer, at most {done.worst_error:.0%})",
+            style,
+        )
+        if done.mean_error > 0.5:
+            screen.say("--bits none keeps what was learned exactly; compare both with eval", style)
+    screen.result({k: v for k, v in dataclasses.asdict(done).items() if k != "errors"})

@@ -2,12 +2,17 @@
 
 A directory is checked before a byte of it is loaded (config, shards, truncation, known
 type), so that what is wrong is said in one sentence. Names that are no directory are
-fetched through huggingface-hub. No code from a model directory runs unless asked for.
+fetched through huggingface-hub. No code from a model directory runs unless asked for: its
+Python only with trust_remote_code, pickled weights never. A chat template is a program too;
+transformers runs it in Jinja's sandbox, which reaches nothing outside and refuses ranges above
+100,000, but may take its time: Ctrl-C ends it.
 """
 
 import dataclasses
 import json
+import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +25,15 @@ from mlx.utils import tree_flatten
 from mlx_lm import utils as zoo
 
 from mlxlora.errors import ModelError
-from mlxlora.files import fingerprint, hash_text, safetensors_header
+from mlxlora.files import hash_text
 from mlxlora.machine import compute_dtype
 from mlxlora.quantized import QUANTIZED, use_own_products
+from mlxlora.readers import expanded, fingerprint, read_json, read_text, safetensors_header
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+INDEX = "model.safetensors.index.json"
+# Names that families give to the number of their blocks.
+BLOCK_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Identity:
 
     name: str  # as the user gave it: a path or a Hub id
     revision: str  # the Hub's commit, or ""
-    fingerprint: str  # of the weights on disk (files.fingerprint)
+    fingerprint: str  # of the weights on disk (readers.fingerprint)
     quantization: str  # "none" or e.g. "4 bits, groups of 64, affine"
     template: str  # hash of the chat template, or "none"
 
@@ -86,10 +95,10 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
 
 def find(name: str | Path, revision: str | None = None) -> tuple[Path, str]:
     """The local directory of a model and its Hub commit ("" for a plain directory)."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = expanded(name)
+    if os.path.isdir(path):
         return path, ""
-    if path.exists():
+    if os.path.exists(path):
         raise ModelError(f"{path} is a file; --model wants the model's directory or a Hub id")
     if not HUB_ID.fullmatch(str(name)):
         raise ModelError(f"no model directory {name} (a Hub id looks like owner/name)")
@@ -115,34 +124,62 @@ def weight_files(path: Path) -> list[Path]:
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a model directory. Raises ModelError if missing or not JSON."""
     file = path / "config.json"
-    if not file.exists():
+    if not os.path.lexists(file):
         raise ModelError(f"{path} has no config.json, so it is not a model directory")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+    config = read_json(file, ModelError)
+    if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file} names no model_type")
+    for key in ("quantization", "quantization_config", "text_config"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise ModelError(f"{file}: {key} must be an object")
     return config
 
 
 def check_directory(path: Path) -> None:
     """Raise ModelError unless config, every listed shard and every byte of it are there."""
-    read_config(path)
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index} is damaged; download the model again") from error
-        missing = sorted(name for name in listed if not (path / str(name)).exists())
-        if missing:
-            raise ModelError(f"{path} lacks {len(missing)} shard(s): {', '.join(missing)}")
+    config = read_config(path)
+    _check_kinds(path)
+    _check_index(path)
     files = weight_files(path)
     if not files:
         raise ModelError(f"{path} has no model*.safetensors; mlxlora reads no other weights")
-    for file in files:
-        safetensors_header(file)
+    tensors = sum(len(safetensors_header(file)) for file in files)
+    for key in BLOCK_COUNTS:
+        for count in (config.get(key), (config.get("text_config") or {}).get(key)):
+            if isinstance(count, int) and count > tensors:
+                raise ModelError(
+                    f"{path}: config.json says {key} = {str(count)[:20]}, but there are only "
+                    f"{tensors:,} tensors; they do not belong together"
+                )
+
+
+def _check_kinds(path: Path) -> None:
+    """Raise ModelError for a pipe or device in the directory: whoever opens it waits for ever."""
+    for entry in path.iterdir():
+        try:
+            mode = entry.stat().st_mode
+        except OSError:  # a link to nothing, as good as absent
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ModelError(f"{entry} is neither a file nor a directory; remove it")
+
+
+def _check_index(path: Path) -> None:
+    """Raise ModelError if a shard that the index lists is missing, or not of this directory."""
+    index = path / INDEX
+    if not os.path.lexists(index):
+        return
+    listed = read_json(index, ModelError).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(n, str) for n in listed.values()):
+        raise ModelError(f"{index} is damaged; download the model again")
+    names = sorted(set(listed.values()))
+    outside = [name for name in names if name != os.path.basename(name) or name == ".."]
+    if outside:
+        raise ModelError(f"{index} lists {outside[0][:80]!r}, which is not in {path}")
+    missing = [name for name in names if not os.path.isfile(path / name)]
+    if missing:
+        shown = ", ".join(name[:80] for name in missing[:5])
+        raise ModelError(f"{path} lacks {len(missing)} shard(s): {shown}")
 
 
 def open_model(
@@ -156,9 +193,26 @@ def open_model(
     config = read_config(path)
     try:
         model, loaded = zoo.load_model(path, lazy=lazy, trust_remote_code=trust_remote_code)
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as e:
-        raise ModelError(_why_not_loaded(path, config, e)) from e
+    except Exception as error:  # sixty families of models raise what they like
+        raise ModelError(_why_not_loaded(path, config, error)) from error
+    _check_types(path, model)
     return model, loaded
+
+
+def _check_types(path: Path, model: nn.Module) -> None:
+    """Raise ModelError if a weight is of a type that its layer cannot compute with.
+
+    mlx-lm compares names and shapes alone.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, QUANTIZED):
+            fits = module.weight.dtype == mx.uint32
+        elif isinstance(module, nn.Linear | nn.Embedding | nn.RMSNorm | nn.LayerNorm):
+            fits = "weight" not in module or mx.issubdtype(module.weight.dtype, mx.floating)
+        else:
+            continue
+        if not fits:
+            raise ModelError(f"{path}: {name}.weight holds numbers of type {module.weight.dtype}")
 
 
 def open_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool = False) -> Any:
@@ -173,8 +227,12 @@ def open_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool =
             {"trust_remote_code": trust_remote_code},
             eos_token_ids=config.get("eos_token_id"),
         )
+        ends = tokenizer.eos_token_ids
+        if not all(isinstance(i, int) and 0 <= i < 1 << 31 for i in ends):
+            raise ValueError(f"there is no token for eos_token_id {ends!r}")
     except Exception as error:  # tokenizer classes of every kind raise what they like
-        raise ModelError(f"the tokenizer in {path} does not load: {error}") from error
+        reason = str(error)[:400]
+        raise ModelError(f"the tokenizer in {path} does not load: {reason}") from error
     closing = _turn_end(tokenizer)
     if closing is not None:
         tokenizer.add_eos_token(closing)
@@ -212,9 +270,9 @@ def identify(name: str, path: Path, commit: str = "") -> Identity:
 
 def describe_quantization(quantization: dict[str, Any] | None) -> str:
     if not quantization or "bits" not in quantization:
-        return quantization.get("quant_method", "none") if quantization else "none"
+        return str((quantization or {}).get("quant_method", "none"))
     mode = quantization.get("mode", "affine")
-    return f"{quantization['bits']} bits, groups of {quantization['group_size']}, {mode}"
+    return f"{quantization['bits']} bits, groups of {quantization.get('group_size')}, {mode}"
 
 
 @contextmanager
@@ -251,13 +309,12 @@ def _version() -> str:
 
 def _template_hash(path: Path) -> str:
     jinja = path / "chat_template.jinja"
-    if jinja.exists():
-        return hash_text(jinja.read_text(encoding="utf-8"))[:16]
+    if os.path.exists(jinja):
+        return hash_text(read_text(jinja, ModelError))[:16]
     for name in ("chat_template.json", "tokenizer_config.json"):
-        try:
-            template = json.loads((path / name).read_text(encoding="utf-8")).get("chat_template")
-        except (OSError, ValueError, AttributeError):
+        if not os.path.exists(path / name):
             continue
+        template = read_json(path / name, ModelError).get("chat_template")
         if template:
             return hash_text(json.dumps(template))[:16]
     return "none"

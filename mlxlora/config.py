@@ -25,10 +25,15 @@ def _fraction(value: Any) -> bool:
     return bool(0 <= value < 1)
 
 
+def _rank(value: Any) -> bool:
+    return 1 <= value <= MAX_RANK
+
+
 def _all_positive(table: Any) -> bool:
     return all(value > 0 for value in table.values())
 
 
+MAX_RANK = 1 << 16  # above any model's width
 # Our names of a row's keys (data/formats.py reads them).
 COLUMNS = (
     *("messages", "conversations", "prompt", "completion", "instruction", "input", "output"),
@@ -69,7 +74,9 @@ class LoraConfig:
     method: Literal["lora", "full"] = option(
         "lora", "low-rank adapter, or every weight (full)", flag=True
     )
-    rank: int = option(16, "rank r of the update", "", _positive, "at least 1", flag=True)
+    rank: int = option(
+        16, "rank r of the update", "", _rank, "at least 1 and at most 65,536", flag=True
+    )
     alpha: float = option(
         32.0, "the update is scaled by alpha / rank", "", _positive, "above 0", flag=True
     )
@@ -88,8 +95,8 @@ class LoraConfig:
     rank_pattern: dict[str, int] = option(
         {},
         "rank of modules that match a pattern",
-        check=_all_positive,
-        says="a table of ranks of at least 1",
+        check=lambda table: all(map(_rank, table.values())),
+        says="a table of ranks of at least 1 and at most 65,536",
     )
     alpha_pattern: dict[str, float] = option(
         {},

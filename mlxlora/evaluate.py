@@ -3,9 +3,9 @@
 Base and adapters are measured on the same rows with the same mask, so figures compare.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mlxlora.base import Base
 from mlxlora.config import DataConfig
@@ -19,6 +19,7 @@ from mlxlora.generate import answer_all, chat_tokens, prompt_tokens
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach, detach
 from mlxlora.machine import compiles, token_budget
+from mlxlora.readers import expanded
 from mlxlora.train.events import perplexity
 from mlxlora.train.forward import Forward
 from mlxlora.train.validate import Validator, batches_of
@@ -105,10 +106,10 @@ def evaluate(
 
 
 def _rows(data: DataConfig, limit: int) -> Rows:
-    path = Path(data.path).expanduser()
-    if path.is_dir():
+    path = expanded(data.path)
+    if os.path.isdir(path):
         names = [f"{n}.jsonl{gz}" for n in ("test", "valid") for gz in ("", ".gz")]
-        found = next((path / name for name in names if (path / name).exists()), None)
+        found = next((path / name for name in names if os.path.lexists(path / name)), None)
         if found is None:
             raise DataError(f"{path} has neither test.jsonl nor valid.jsonl; name a file")
         path = found

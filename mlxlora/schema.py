@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxlora.errors import ConfigError
+from mlxlora.readers import expanded, read_text
 
+LARGEST = 1 << 53  # of whole numbers: what every language and JSON reader keeps exactly
 Check = Callable[[Any], bool]
 
 
@@ -62,7 +64,10 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def build(config: type, tree: Mapping[str, Any]) -> Any:
     """A config from nested dicts. Raises ConfigError listing every fault."""
     faults: list[str] = []
-    built = _build(config, tree, "", [key for key, _, _ in options(config)], faults)
+    try:
+        built = _build(config, tree, "", [key for key, _, _ in options(config)], faults)
+    except RecursionError as error:
+        raise ConfigError("the options are nested too deeply") from error
     if faults:
         raise ConfigError(_listed(faults))
     return built
@@ -76,11 +81,10 @@ def read(recipe: str | Path | None, overrides: Iterable[str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     if recipe is not None:
         try:
-            tree = tomllib.loads(Path(recipe).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read recipe {recipe}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{recipe} is not valid TOML: {error}") from error
+            tree = tomllib.loads(read_text(expanded(recipe), ConfigError))
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+            raise ConfigError(f"{recipe} is not valid TOML: {reason}") from error
     faults: list[str] = []
     for text in overrides:
         _override(tree, text, faults)
@@ -93,14 +97,14 @@ def _override(tree: dict[str, Any], text: str, faults: list[str]) -> None:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
-        faults.append(f"--set {text}: write it as key=value, e.g. lora.rank=32")
+        faults.append(f"--set {text[:80]}: write it as key=value, e.g. lora.rank=32")
         return
     *tables, last = key.split(".")
     node: Any = tree
     for table in tables:
         node = node.setdefault(table, {})
         if not isinstance(node, dict):
-            faults.append(f"--set {text}: {table} is not a table")
+            faults.append(f"--set {text[:80]}: {table[:40]} is not a table")
             return
     node[last] = _value(value.strip())
 
@@ -108,9 +112,10 @@ def _override(tree: dict[str, Any], text: str, faults: list[str]) -> None:
 def _value(text: str) -> Any:
     """A TOML value; text that is none is a plain string (so paths need no quotes)."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        found = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    return found["value"] if len(found) == 1 else text
 
 
 def _build(
@@ -122,14 +127,14 @@ def _build(
     for name, value in tree.items():
         key = prefix + name
         if name not in fields:
-            faults.append(f"unknown option {key}{nearest(key, known)}")
+            faults.append(f"unknown option {key[:80]}{nearest(key[:80], known)}")
         elif dataclasses.is_dataclass(hints[name]):
             if isinstance(value, Mapping):
                 values[name] = _build(
                     typing.cast(type, hints[name]), value, key + ".", known, faults
                 )
             else:
-                faults.append(f"{key} must be a table, not {value!r}")
+                faults.append(f"{key} must be a table, not {_shown(value)}")
         else:
             values[name] = _checked(key, value, hints[name], fields[name].metadata, faults)
     return None if faults else config(**values)
@@ -140,9 +145,9 @@ def _checked(
 ) -> Any:
     fits, value = _convert(value, kind)
     if not fits:
-        faults.append(f"{key} must be {_kind_name(kind)}, not {value!r}")
+        faults.append(f"{key} must be {_kind_name(kind)}, not {_shown(value)}")
     elif metadata["check"] is not None and not metadata["check"](value):
-        faults.append(f"{key} must be {metadata['says']}, not {value!r}")
+        faults.append(f"{key} must be {metadata['says']}, not {_shown(value)}")
     return value
 
 
@@ -171,11 +176,29 @@ def _convert(value: Any, kind: Any) -> tuple[bool, Any]:
         return all(fits for fits, _ in pairs), dict(
             zip(flat, (item for _, item in pairs), strict=True)
         )
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int and abs(value) > LARGEST:
+        return False, value
+    if kind is float and type(value) is int:
         return True, float(value)
     if kind is float and isinstance(value, float):
         return value == value and abs(value) != float("inf"), value
+    if kind is str and isinstance(value, str):
+        return _is_text(value), value
     return type(value) is kind, value
+
+
+def _is_text(value: str) -> bool:
+    """Whether this can be written to a file and be the name of one."""
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _shown(value: Any) -> str:
+    """A wrong value in a message: short, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # more digits than Python writes, or too deep
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -77,7 +77,7 @@ def test_the_whole_way_from_rows_to_a_fused_model(dense_path, rows, tmp_path):
         (["train", "--method", "lorra"], "lora.method must be 'lora' or 'full'"),
         (["train"], "not given: model, out, data.path"),
         (["train", "--rnak", "3"], "--rank"),
-        (["train", "none.toml"], "cannot read recipe none.toml"),
+        (["train", "none.toml"], "cannot read none.toml: No such file"),
         (["eval", "--model", "/nowhere", "--data", "x.jsonl"], "no model directory /nowhere"),
         (["chat", "--model", "/nowhere"], "no model directory /nowhere"),
         (["fuse", "--model", "m", "--adapter", "a", "--out", "o", "--bits", "x"], "--bits must be"),

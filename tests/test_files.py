@@ -8,10 +8,9 @@ from mlxlora.errors import ExportError, ModelError
 from mlxlora.files import (
     atomic_directory,
     atomic_file,
-    fingerprint,
-    safetensors_header,
     save_tensors,
 )
+from mlxlora.readers import fingerprint, safetensors_header
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

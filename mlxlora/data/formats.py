@@ -136,7 +136,7 @@ def _message(turn: Any, role_key: str, content_key: str, number: int) -> Message
     rest = {k: v for k, v in turn.items() if k not in (role_key, content_key) and v is not None}
     if "tool_calls" in rest:
         rest["tool_calls"] = _tool_calls(rest["tool_calls"], number)
-    return {"role": role, "content": content, **rest}
+    return {**rest, "role": role, "content": content}
 
 
 def _tool_calls(calls: Any, number: int) -> list[Row]:

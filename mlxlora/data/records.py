@@ -8,12 +8,14 @@ formats.py's business.
 
 import gzip
 import hashlib
+import os
 import shutil
 import tempfile
 import threading
 import weakref
 import zlib
 from array import array
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ import orjson
 from mlxlora.config import DataConfig
 from mlxlora.data.formats import Record, RowFault, parse
 from mlxlora.errors import DataError
+from mlxlora.readers import expanded, file_size
 
 MAX_VALID_ROWS = 1000  # of a file that is split automatically
 FAULTS_SHOWN = 5
@@ -82,7 +85,10 @@ class RowFile:
 
     def _scan(self) -> tuple[np.ndarray, np.ndarray]:
         offsets, hashes = array("q"), array("I")
-        position = faults = 0
+        faults = 0
+        # Some editors open a text file with a byte order mark, which is no part of the row.
+        position = len(BOM_UTF8) if self._file.read(3) == BOM_UTF8 else 0
+        self._file.seek(position)
         for number, line in enumerate(self._file, 1):
             if not line.isspace():
                 fault = self._check(line)
@@ -135,6 +141,7 @@ class RowFile:
 
 def _opened(path: Path) -> IO[bytes]:
     """A seekable stream of the file's text; gzip is unpacked into an unnamed temporary file."""
+    file_size(path, DataError)
     try:
         if path.suffix != ".gz":
             return path.open("rb", buffering=1 << 18)
@@ -214,8 +221,8 @@ def open_splits(data: DataConfig, seed: int) -> Splits:
 
     Raises DataError for a path that is missing, empty, or holds bad rows.
     """
-    path = Path(data.path).expanduser()
-    if path.is_dir():
+    path = expanded(data.path)
+    if os.path.isdir(path):
         train = _in_directory(path, "train", data)
         if train is None:
             found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
@@ -235,7 +242,7 @@ def open_splits(data: DataConfig, seed: int) -> Splits:
 
 def open_file(path: Path, data: DataConfig) -> Rows:
     """All rows of one file. Raises DataError if it is missing or has bad rows."""
-    if not path.exists():
+    if not os.path.lexists(path):
         raise DataError(f"no data at {path}: give a .jsonl file or a directory with train.jsonl")
     if not path.name.endswith((".jsonl", ".jsonl.gz", ".json")):
         raise DataError(f"{path} is not a .jsonl or .jsonl.gz file")
@@ -245,7 +252,7 @@ def open_file(path: Path, data: DataConfig) -> Rows:
 
 def _in_directory(directory: Path, name: str, data: DataConfig) -> Rows | None:
     for suffix in (".jsonl", ".jsonl.gz"):
-        if (directory / (name + suffix)).exists():
+        if os.path.lexists(directory / (name + suffix)):
             return open_file(directory / (name + suffix), data)
     return None
 

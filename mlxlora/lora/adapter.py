@@ -9,7 +9,8 @@ into B; the function is the same. provenance.json says what it was trained on an
 A "full" adapter (every weight trained) holds whole weights under their own names.
 """
 
-import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,23 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from mlxlora.errors import AdapterError, ModelError
-from mlxlora.files import atomic_directory, hash_file, safetensors_header, save_tensors, write_json
+from mlxlora.config import MAX_RANK
+from mlxlora.errors import AdapterError
+from mlxlora.files import atomic_directory, hash_file, save_tensors, write_json
+from mlxlora.readers import FLOATING, expanded, read_json, safetensors_header
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 PROVENANCE = "provenance.json"
 FORMAT = 1  # of provenance.json
+# What is read of provenance.json, all of it optional; "*" stands for any name.
+TOLD: dict[str, Any] = {
+    "weights_sha256": str,
+    "base": {"*": str},
+    "data": {"format": str, "files": {"*": {"path": str, "rows": int}}},
+    "metrics": {"update": int, "updates": int, "valid_loss": float, "valid_loss_before": float},
+    "versions": {"*": str},
+}
 
 
 @dataclass(frozen=True)
@@ -53,32 +64,36 @@ class Adapter:
     @property
     def format(self) -> str:
         """Of the rows it was trained on: "chat", "completion", "text", or "" if unknown."""
-        return str(self.provenance.get("data", {}).get("format", ""))
+        return str((self.provenance.get("data") or {}).get("format") or "")
 
     @classmethod
     def load(cls, path: str | Path) -> "Adapter":
         """Read an adapter directory, ours or mlx-lm's.
 
-        Raises AdapterError if a file is missing or damaged, or if the weights are not those
-        that provenance.json describes.
+        Raises AdapterError if a file is missing or damaged, if the weights are not those that
+        provenance.json describes, or if a number in them is none (NaN, infinity).
         """
-        directory = Path(path).expanduser()
-        config = _read_json(directory / CONFIG, directory)
+        directory = expanded(path)
+        if not os.path.lexists(directory / CONFIG):
+            hint = "" if os.path.exists(directory) else " (it does not exist)"
+            raise AdapterError(f"{directory} is not an adapter directory: no {CONFIG}{hint}")
+        config = read_json(directory / CONFIG, AdapterError)
         file = directory / WEIGHTS
-        if not file.exists():
+        if not os.path.lexists(file):
             raise AdapterError(f"{directory} has no {WEIGHTS}")
-        try:
-            safetensors_header(file)
-        except ModelError as error:
-            raise AdapterError(str(error)) from error
+        header = safetensors_header(file, AdapterError)
         provenance = {}
-        if (directory / PROVENANCE).exists():
-            provenance = _read_json(directory / PROVENANCE, directory)
+        if os.path.lexists(directory / PROVENANCE):
+            provenance = read_json(directory / PROVENANCE, AdapterError)
+            wrong = _mistold(provenance, TOLD)
+            if wrong:
+                raise AdapterError(f"{directory / PROVENANCE} is damaged: {wrong}")
             if provenance.get("weights_sha256") not in (None, hash_file(file)):
                 raise AdapterError(
                     f"{file} is not the file that {PROVENANCE} describes (its hash differs); "
                     "it was changed or damaged after training"
                 )
+        _check_numbers(file, header)
         weights = cast(dict[str, mx.array], mx.load(str(file)))
         return cls._from_config(directory, config, weights, provenance)
 
@@ -95,23 +110,17 @@ class Adapter:
             raise AdapterError(f"{directory} is of type {method!r}; known are 'lora' and 'full'")
         if method == "full":
             return cls("full", weights, provenance=provenance)
-        parameters = config.get("lora_parameters")
-        parameters = parameters if isinstance(parameters, dict) else {}
-        scale, rank = parameters.get("scale"), parameters.get("rank")
-        if not isinstance(scale, int | float) or not isinstance(rank, int):
-            raise AdapterError(f"{directory / CONFIG} has no lora_parameters.rank and .scale")
+        faults, numbers = _parameters(config)
         strange = [n for n in weights if n.rpartition(".")[2] not in ("lora_a", "lora_b")]
-        if strange:
-            raise AdapterError(f"{directory / WEIGHTS} holds {strange[0]}, not a LoRA tensor")
-        return cls(
-            "lora",
-            weights,
-            rank,
-            float(scale),
-            float(parameters.get("dropout", 0.0)),
-            int(config.get("num_layers", 0)),
-            provenance,
-        )
+        if faults:
+            raise AdapterError(f"{directory / CONFIG} cannot be used: {'; '.join(faults)}")
+        if strange or not weights:
+            what = f"{strange[0][:80]!r}, not a" if strange else "no"
+            raise AdapterError(f"{directory / WEIGHTS} holds {what} LoRA tensor")
+        adapter = cls("lora", weights, **numbers, provenance=provenance)
+        if len(weights) != 2 * len(adapter.modules):
+            raise AdapterError(f"{directory / WEIGHTS} lacks one of a lora_a and lora_b")
+        return adapter
 
     def save(self, path: str | Path, *, replace: bool = False) -> Path:
         """Write the directory, whole or not at all. Raises ExportError if it exists."""
@@ -130,22 +139,24 @@ class Adapter:
     def facts(self) -> list[tuple[str, str]]:
         """What a person wants to know of it: label and value."""
         told = self.provenance
-        base, metrics = told.get("base", {}), told.get("metrics", {})
+        base, metrics = told.get("base") or {}, told.get("metrics") or {}
+        files = (told.get("data") or {}).get("files") or {}
         facts = [("method", self.method), ("layers", f"{len(self.modules)}")]
         if self.method == "lora":
             facts.append(("rank", f"{self.rank}, alpha {self.alpha:g} (scale {self.scale:g})"))
         parameters = sum(array.size for array in self.weights.values())
         facts.append(("parameters", f"{parameters:,}"))
         if base:
-            facts.append(("base", f"{base['name']} ({base['quantization']})"))
-        for name, file in told.get("data", {}).get("files", {}).items():
-            facts.append((f"{name} rows", f"{file['rows']:,} {self.format} in {file['path']}"))
+            facts.append(("base", f"{base.get('name')} ({base.get('quantization')})"))
+        for name, file in files.items():
+            rows = f"{file.get('rows') or 0:,} {self.format}"
+            facts.append((f"{name} rows", f"{rows} in {file.get('path')}"))
         if metrics:
-            facts.append(("update", f"{metrics['update']} of {metrics['updates']}"))
+            facts.append(("update", f"{metrics.get('update')} of {metrics.get('updates')}"))
             before, after = metrics.get("valid_loss_before"), metrics.get("valid_loss")
             if before is not None and after is not None:
                 facts.append(("validation loss", f"{before:.4f} before, {after:.4f} after"))
-        facts += [(name, text) for name, text in told.get("versions", {}).items()]
+        facts += [(name, text) for name, text in (told.get("versions") or {}).items()]
         if not told:
             facts.append(("provenance", "none (not written by mlxlora)"))
         return facts
@@ -173,7 +184,7 @@ def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[
     base is Identity.to_dict(). Names and revisions are not compared: the weights are what
     counts. Empty when the adapter says nothing of its base (one made by mlx-lm).
     """
-    trained_on = provenance.get("base", {})
+    trained_on = provenance.get("base") or {}
     labels = {
         "fingerprint": "weights",
         "quantization": "quantization",
@@ -186,14 +197,67 @@ def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[
     ]
 
 
-def _read_json(path: Path, directory: Path) -> dict[str, Any]:
-    if not path.exists():
-        hint = " (it does not exist)" if not directory.exists() else ""
-        raise AdapterError(f"{directory} is not an adapter directory: no {path.name}{hint}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise AdapterError(f"{path} does not hold a JSON object")
-    return value
+def _parameters(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """(what is wrong with adapter_config.json, the numbers in it)."""
+    own = config.get("lora_parameters")
+    if not isinstance(own, dict) or not {"rank", "scale"} <= own.keys():
+        return ["it has no lora_parameters.rank and .scale"], {}
+    values = {
+        "rank": own["rank"],
+        "scale": own["scale"],
+        "dropout": own.get("dropout") or 0.0,
+        "blocks": config.get("num_layers") or 0,
+    }
+    limits: dict[str, tuple[type, float, float, str]] = {
+        "rank": (int, 1, MAX_RANK, "a whole number from 1 to 65,536"),
+        "scale": (float, -1e6, 1e6, "a number, at most a million"),
+        "dropout": (float, 0, 1, "a number from 0 to 1"),
+        "blocks": (int, -1, 1 << 31, "a whole number"),
+    }
+    faults = []
+    for name, (kind, least, most, says) in limits.items():
+        if not (_is(values[name], kind) and least <= values[name] <= most):
+            label = "num_layers" if name == "blocks" else f"lora_parameters.{name}"
+            faults.append(f"{label} must be {says}, not {str(values[name])[:40]!r}")
+        else:
+            values[name] = kind(values[name])
+    return faults, values
+
+
+def _check_numbers(file: Path, header: Mapping[str, Any]) -> None:
+    """Raise AdapterError unless every tensor holds finite floating-point numbers.
+
+    One that is not would make every answer of the model meaningless. Tensors are let go one by
+    one, since those of a "full" adapter need not fit in memory together.
+    """
+    for name, info in header.items():
+        if info["dtype"] not in FLOATING:
+            raise AdapterError(f"{file}: {name[:80]!r} is of type {info['dtype']}, not floating")
+    weights = cast(dict[str, mx.array], mx.load(str(file)))
+    while weights:
+        name, array = weights.popitem()
+        if not mx.isfinite(array).all().item():
+            raise AdapterError(
+                f"{file}: {name[:80]!r} holds numbers that are none (NaN or infinity); "
+                "training went wrong, use an earlier one"
+            )
+
+
+def _mistold(told: Any, shape: Any, path: str = "") -> str:
+    """Where told is not of this shape (see TOLD), or ''. null is as good as absent."""
+    if told is None:
+        return ""
+    if not isinstance(shape, dict):
+        return "" if _is(told, shape) else f"{path[1:]} is {str(told)[:40]!r}"
+    if not isinstance(told, dict):
+        return f"{path[1:]} must be an object"
+    inner = ((name, value, shape.get(name, shape.get("*"))) for name, value in told.items())
+    faults = (_mistold(value, one, f"{path}.{name[:40]}") for name, value, one in inner if one)
+    return next((fault for fault in faults if fault), "")
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a JSON value is of this type; whole numbers are numbers, true is none."""
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+    return type(value) is kind

@@ -210,6 +210,11 @@ def check_whole_weights(model: nn.Module, weights: Mapping[str, mx.array]) -> No
         for name, array in weights.items()
         if name not in own or own[name].shape != array.shape
     ]
+    faults += [
+        f"{name}: the base's is quantized"
+        for name in weights
+        if name in own and not mx.issubdtype(own[name].dtype, mx.floating)
+    ]
     if faults:
         raise AdapterError("adapter does not fit this base:\n  " + "\n  ".join(faults[:12]))
 
@@ -224,7 +229,7 @@ def _attach_full(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
 def _misfit(adapter: Adapter, faults: list[str]) -> str:
     shown = "\n".join(f"  {fault}" for fault in faults[:12])
     more = f"\n  and {len(faults) - 12} more" if len(faults) > 12 else ""
-    name = adapter.provenance.get("base", {}).get("name")
+    name = (adapter.provenance.get("base") or {}).get("name")
     where = f"\nIt was trained on {name}; load that base." if name else ""
     return f"adapter does not fit this base:\n{shown}{more}{where}"
 

@@ -191,6 +191,21 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class SaveConfig:
+    every: int = option(
+        0,
+        "save a checkpoint every so many updates (0: about once a minute, less often if it is "
+        "large)",
+        "optimizer updates",
+        _not_negative,
+        "0 or more",
+    )
+    keep: int = option(
+        2, "checkpoints kept, besides the best", "checkpoints", _positive, "at least 1"
+    )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run. RunConfig.load reads a recipe and overrides; RunConfig.from_dict a dict."""
 
@@ -200,6 +215,7 @@ class RunConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
 
     @classmethod
     def load(cls, recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> "RunConfig":

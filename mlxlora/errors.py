@@ -30,5 +30,9 @@ class TrainError(MlxLoraError):
     """Training cannot go on (for example a loss that is not a number)."""
 
 
+class CheckpointError(MlxLoraError):
+    """A run that cannot go on from where it was: damaged, changed, or in use."""
+
+
 class ExportError(MlxLoraError):
     """A target that exists, a format that cannot hold the model."""

@@ -1,24 +1,27 @@
-"""Files that are whole or absent, and what can be said of weights without loading them.
+"""Files that are whole or absent, and their hashes.
 
 A file or directory is written beside its place, synced, then renamed: a reader (or a
 crash, or a full disk) sees the old one, the new one or none, never half of one.
-The safetensors layout (8 bytes of header length, a JSON header, then the data) is read
-here directly, since a header is enough to find truncation and to fingerprint a model.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mlxlora.errors import ExportError, ModelError
+from mlxlora.errors import ExportError
 
-SAMPLE_BYTES = 4096  # read from each end of a tensor for its fingerprint
+# What a writer that was killed leaves behind is named so that remove_leftovers() knows it.
+BEING_WRITTEN, MOVED_ASIDE = ".tmp-", ".old-"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux: fcntl.h, renameat2(2)
+RENAME_SWAP = 2  # macOS: renamex_np(2)
 
 
 @contextlib.contextmanager
@@ -28,7 +31,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Any error (a full disk included) removes the temporary file and leaves path as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{BEING_WRITTEN}")
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -51,7 +54,8 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     if not replace:
         refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    prefix = f".{path.name}{BEING_WRITTEN}"
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -77,56 +81,6 @@ def write_json(path: Path, value: Any) -> None:
         file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def safetensors_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: name -> {dtype, shape, data_offsets}.
-
-    Raises ModelError if the file is cut short, empty or not a safetensors file.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= size - 8:
-            raise ModelError(f"{path} is not a whole safetensors file ({size:,} bytes)")
-        try:
-            header = json.loads(file.read(length))
-            tensors = {k: v for k, v in header.items() if k != "__metadata__"}
-            end = max((v["data_offsets"][1] for v in tensors.values()), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-            raise ModelError(f"{path} has a damaged safetensors header") from error
-    if not isinstance(end, int) or 8 + length + end != size:
-        raise ModelError(
-            f"{path} is truncated: its header promises {8 + length + end:,} bytes, "
-            f"it has {size:,}; download or copy it again"
-        )
-    return tensors
-
-
-def fingerprint(weight_files: list[Path]) -> str:
-    """A hash of a model's weights that does not depend on how they are split into files.
-
-    Over all tensors in order of name: name, dtype, shape and the first and last 4 KiB of
-    data. It tells models apart (any training touches every tensor) in well under a second;
-    it is not a proof against someone who edits the middle of a tensor.
-    """
-    places = {}
-    for path in weight_files:
-        with path.open("rb") as file:
-            start = 8 + int.from_bytes(file.read(8), "little")
-        for name, info in safetensors_header(path).items():
-            places[name] = (path, start, info)
-    digest = hashlib.sha256()
-    for name in sorted(places):
-        path, start, info = places[name]
-        first, last = info["data_offsets"]
-        digest.update(f"{name} {info['dtype']} {info['shape']}\n".encode())
-        with path.open("rb") as file:
-            file.seek(start + first)
-            digest.update(file.read(min(SAMPLE_BYTES, last - first)))
-            file.seek(start + max(first, last - SAMPLE_BYTES))
-            digest.update(file.read(min(SAMPLE_BYTES, last - first)))
-    return digest.hexdigest()
-
-
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -150,15 +104,58 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str
         mx.save_safetensors(file, dict(sorted(tensors.items())), metadata=metadata)
 
 
+def remove_directory(path: Path) -> None:
+    """Remove a directory at once as far as anyone can see, then file by file."""
+    gone = path.with_name(f".{path.name}{BEING_WRITTEN}gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Tidy up after a writer that was killed; nobody else may be writing in the directory.
+
+    What was moved aside and not replaced yet is put back; everything unfinished is removed.
+    """
+    for left in directory.glob(f".*{MOVED_ASIDE}*"):
+        place = directory / left.name[1:].rpartition(MOVED_ASIDE)[0]
+        if not place.exists() and (left / "old").exists():
+            os.rename(left / "old", place)
+        shutil.rmtree(left, ignore_errors=True)
+    for left in directory.glob(f".*{BEING_WRITTEN}*"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def _swap_in(temporary: Path, path: Path) -> None:
-    """Rename temporary to path; a directory already there is moved aside first, then removed."""
+    """Rename temporary to path; what stands there is exchanged in the same instant, then removed.
+
+    Where the file system cannot exchange, it is moved aside first.
+    """
     if not path.exists():
         os.rename(temporary, path)
-        return
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-    os.rename(path, aside / "old")
-    os.rename(temporary, path)
-    shutil.rmtree(aside, ignore_errors=True)
+    elif _exchange(temporary, path):
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{MOVED_ASIDE}"))
+        os.rename(path, aside / "old")
+        os.rename(temporary, path)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths atomically; False if the system does not know how."""
+    library = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "darwin":
+        return bool(library.renamex_np(*names, RENAME_SWAP) == 0)
+    if not hasattr(library, "renameat2"):
+        return False
+    here = AT_FDCWD
+    return bool(library.renameat2(here, names[0], here, names[1], RENAME_EXCHANGE) == 0)
 
 
 def _sync_directory(path: Path) -> None:

@@ -32,9 +32,14 @@ def choose_products(model: nn.Module, tokens: int) -> str:
         assert layer is not None
         seconds[name] = _time(layer, rows, activation_dtype(model.layers[0]))
     best = min(seconds, key=lambda name: seconds[name])
-    if best == PACKED:
-        remove_wide_products(model)
+    use_products(model, best)
     return best
+
+
+def use_products(model: nn.Module, name: str) -> None:
+    """Let the model's quantized layers multiply this way, one that choose_products returned."""
+    if name:
+        (remove_wide_products if name == PACKED else install_wide_products)(model)
 
 
 def _largest(model: nn.Module) -> nn.Module | None:

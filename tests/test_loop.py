@@ -14,7 +14,7 @@ from mlxlora.data.layout import MAX_SHAPES
 from mlxlora.errors import ConfigError, DataError, ExportError, TrainError
 from mlxlora.lora.adapter import Adapter
 from mlxlora.train import loop
-from mlxlora.train.events import Done, Eval, Sample, Saved, Start, Step, to_json
+from mlxlora.train.events import Done, Eval, Sample, Saved, Skipped, Start, Step, to_json
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 REFUSED = {"messages": [{"role": "nobody", "content": "a"}, *GOOD["messages"][1:]]}
@@ -101,7 +101,11 @@ def test_stopping_saves_and_says_where(dense, rows, tmp_path):
             stop.set()
     assert events[-1].reason == "interrupted" and events[-1].update == 3
     saved = of(Saved, events)
-    assert [(s.update, s.why) for s in saved] == [(2, "best"), (3, "interrupted")]
+    assert [(s.update, s.why) for s in saved] == [
+        (2, "best"),
+        (3, "checkpoint"),
+        (3, "interrupted"),
+    ]
     assert Adapter.load(saved[-1].path).provenance["metrics"]["update"] == 3
 
 
@@ -118,22 +122,48 @@ def test_prompts_are_answered_at_each_validation(dense, rows, tmp_path):
     assert [(s.update, s.prompt) for s in samples] == [(1, "apple 1"), (2, "apple 1")]
 
 
-def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(dense, rows, tmp_path):
-    """Poisoned between two updates, as an overflow would."""
+def poisoned(base, rows, out, at: int, *overrides) -> list:
+    """The events of a run whose base turns infinite after an update, as an overflow would."""
     events = []
+    for event in loop.train(config(base, rows, out, *overrides), base):
+        events.append(event)
+        if isinstance(event, Step) and event.update == at:
+            layer = base.model.layers[0].input_layernorm
+            layer.weight = layer.weight * float("inf")
+    return events
+
+
+def test_losses_that_are_no_number_in_a_row_stop_with_the_last_good_weights(dense, rows, tmp_path):
     with pytest.raises(TrainError) as error:
-        for event in loop.train(config(dense, rows, tmp_path / "run"), dense):
-            events.append(event)
-            if isinstance(event, Step) and event.update == 2:
-                layer = dense.model.layers[0].input_layernorm
-                layer.weight = layer.weight * float("inf")
+        poisoned(dense, rows, tmp_path / "run", 2, "save.every=1")
     text = str(error.value)
-    assert "update 3: the loss is" in text
+    assert "update 5: the loss is" in text
     assert "train.jsonl:" in text
     adapter = Adapter.load(tmp_path / "run" / "adapter")
     # Update 2 itself is in doubt: nothing was computed with its weights.
     assert adapter.provenance["metrics"]["update"] == 1
     assert all(mx.isfinite(array).all() for array in adapter.weights.values())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    skipped = [line for line in lines if line["event"] == "skipped"]
+    assert [line["update"] for line in skipped] == [3, 4, 5]
+    assert all(len(line["rows"]) == 4 and "train.jsonl:" in line["rows"][0] for line in skipped)
+
+
+def test_an_update_that_is_no_number_is_skipped_and_training_goes_on(dense, rows, tmp_path):
+    """The same run with update 3 poisoned ends as if its rows had not been there."""
+    events = []
+    settings = config(dense, rows, tmp_path / "run", "train.updates=6", "eval.every=6")
+    layer = dense.model.layers[0].input_layernorm
+    weight = layer.weight
+    for event in loop.train(settings, dense):
+        events.append(event)
+        if isinstance(event, Step):
+            layer.weight = weight * float("inf") if event.update == 2 else weight
+    assert [e.update for e in of(Skipped, events)] == [3]
+    losses = [e.loss for e in of(Step, events)]
+    assert math.isnan(losses[2]) and all(math.isfinite(x) for x in losses[:2] + losses[3:])
+    assert events[-1].reason == "finished"
+    assert events[-1].valid_loss < events[-1].valid_loss_before
 
 
 def test_full_training_saves_every_weight_and_restores_the_base(dense, rows, tmp_path):

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, get_args
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,15 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Resumed:
+    """The run goes on after this update; what the log said of later ones is gone from it."""
+
+    update: int
+    path: str  # of the checkpoint, "" if there was none and the run begins again
+    notes: tuple[str, ...]  # damaged checkpoints that were passed over, other versions
+
+
+@dataclass(frozen=True)
 class Step:
     """One optimizer update."""
 
@@ -44,6 +53,15 @@ class Step:
     grad_norm: float  # before clipping
     seconds: float
     peak_memory: int  # bytes, MLX's own count
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """The update was computed, but is no number: weights and optimizer stayed as they were."""
+
+    update: int
+    reason: str
+    rows: tuple[str, ...]  # file:line of the update's rows
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,7 @@ class Eval:
 class Saved:
     update: int
     path: str
-    why: str  # "best", "last" or "interrupted"
+    why: str  # "checkpoint", "best", "last" or "interrupted"
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,7 @@ class Done:
     peak_memory: int  # bytes
 
 
-Event = Start | Step | Eval | Saved | Sample | Done
+Event = Start | Resumed | Step | Skipped | Eval | Saved | Sample | Done
 
 
 def perplexity(loss: float) -> float:
@@ -105,3 +123,19 @@ def to_json(event: Event) -> str:
     }
     named: dict[str, Any] = {"event": type(event).__name__.lower()}
     return json.dumps({**named, **fields}, ensure_ascii=False, allow_nan=False)
+
+
+def from_json(line: bytes | str) -> Event:
+    """The event of a line of log.jsonl. Raises ValueError if it is none."""
+    fields = json.loads(line)
+    kinds = {kind.__name__.lower(): kind for kind in get_args(Event)}
+    try:
+        kind = kinds[fields.pop("event")]
+        values = {k: _tuples(v) for k, v in fields.items()}
+        return cast(Event, kind(**values))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not an event: {line!r}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,68 +1,169 @@
-"""train(run): the whole of a training run as a stream of events.
+"""train(run) and resume(directory): a training run as a stream of events.
 
-A run is a directory: run.toml (resolved options), log.jsonl (an object per event) and
-adapter/ (the best by validation loss; the last where there is no validation set). The base
-is never changed: when the generator ends, however it ends, the adapter is detached.
+A run is a directory (train/directory.py) with adapter/ in it: the best by validation loss, the
+last where there is no validation set. The base is never changed: when the generator ends,
+however it ends, the adapter is detached.
 """
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
-from typing import TextIO
 
 import mlx.core as mx
 
 from mlxlora.base import Base, load
-from mlxlora.config import LoraConfig, RunConfig
+from mlxlora.config import LoraConfig, RunConfig, TrainConfig
 from mlxlora.data.batches import Size, sample_sizes
 from mlxlora.data.records import Splits, open_splits
 from mlxlora.data.render import Renderer
 from mlxlora.errors import ConfigError
-from mlxlora.files import atomic_file, refuse_existing
+from mlxlora.files import refuse_existing
 from mlxlora.lora.attach import detach, new_layers, prepare_full
 from mlxlora.machine import awake, token_budget
 from mlxlora.memory import keep_freed_pages
-from mlxlora.products import choose_products
+from mlxlora.products import choose_products, use_products
 from mlxlora.quantized import QUANTIZED, use_own_products
-from mlxlora.train.events import Event, to_json
+from mlxlora.train.checkpoint import PREFIX, TrainState, newest
+from mlxlora.train.directory import (
+    CHECKPOINTS,
+    LOG,
+    Log,
+    Origin,
+    create,
+    discard,
+    finished,
+    locked,
+    read,
+    rewrite,
+)
+from mlxlora.train.events import Event, Resumed
 from mlxlora.train.optim import make_optimizer
-from mlxlora.train.session import Session
-from mlxlora.train.ways import choose_ways
+from mlxlora.train.session import Job, Session
+from mlxlora.train.ways import Ways, choose_ways
 
 
 def train(run: RunConfig, base: Base | None = None, *, stop: Flag | None = None) -> Iterator[Event]:
     """Train as run says, yielding events; everything is checked before the first.
 
-    base saves loading run.model again. Setting stop ends the run after the current update,
-    with the weights saved. Raises MlxLoraError for anything wrong with the input, and
-    TrainError, the last good weights saved, if the loss stops being a number.
+    base saves loading run.model again. Setting stop ends the run after the current update, in
+    a state that resume() goes on from. Raises MlxLoraError for anything wrong with the input,
+    and TrainError, the last good weights saved, if the loss stops being a number.
     """
     check(run)
     splits = open_splits(run.data, run.train.seed)
     _check_against_data(run, splits)
     base = base or load(run.model)
     renderer = Renderer(base.tokenizer, run.data)
-    sizes, longest = _sizes(run, splits, renderer)
     make_optimizer(run.train)  # refuses what it cannot honour, before anything is written
+    with _prepared(base) as parameters:
+        products = choose_products(base.model, token_budget())
+        _put_in(base, run)
+        ways = choose_ways(base.model, run.train, *_sizes(run, splits, renderer), products)
+        directory = _out(run)
+        create(directory, Origin.of(run, base.identity, splits, ways.to_dict()))
+        job = Job(directory, run, base, splits, renderer, ways, parameters)
+        with locked(directory):
+            yield from _events(job, stop or Flag())
+
+
+def resume(
+    path: str | Path,
+    base: Base | None = None,
+    *,
+    stop: Flag | None = None,
+    smaller: bool = False,
+) -> Iterator[Event]:
+    """Go on with an interrupted run from its newest whole checkpoint, as if nothing had happened.
+
+    The result is that of an uninterrupted run, bit for bit, on the same machine with the same
+    versions. smaller computes its updates in pieces of half as many tokens from now on, to save
+    memory: the same updates but for rounding. Of a run that is finished already, yields its Done
+    again.
+    Raises CheckpointError if the directory is no run, another process is at it, or the base,
+    the rows or the options are not what they were.
+    """
+    directory = Path(path).expanduser()
+    run, origin = read(directory)
+    done = finished(directory)
+    if done is not None:
+        yield done
+        return
+    with locked(directory):
+        splits = _splits_again(run, origin)
+        base = base or load(origin.find(run.model))
+        origin.check(base.identity, splits)
+        renderer = Renderer(base.tokenizer, run.data)
+        with _prepared(base) as parameters:
+            use_products(base.model, origin.ways["products"])
+            _put_in(base, run)
+            if smaller:
+                sizes, longest = _sizes(run, splits, renderer)
+                train = _in_smaller_pieces(run.train, origin, longest)
+                products = origin.ways["products"]
+                ways = choose_ways(base.model, train, sizes, longest, products)
+                rewrite(directory, replace(origin, ways=ways.to_dict()))
+            else:
+                ways = Ways.restore(base.model, origin.ways)
+            state, faults = newest(directory / CHECKPOINTS)
+            update = state.progress.update if state else 0
+            at = str(directory / CHECKPOINTS / f"{PREFIX}{update:08d}") if state else ""
+            resumed = Resumed(update, at, (*faults, *origin.newer()))
+            job = Job(directory, run, base, splits, renderer, ways, parameters)
+            yield from _events(job, stop or Flag(), state, resumed)
+
+
+def _events(
+    job: Job, stop: Flag, state: TrainState | None = None, resumed: Resumed | None = None
+) -> Iterator[Event]:
+    """The session's events, each in the log before anyone sees it.
+
+    A run that fails before its first update leaves no directory behind.
+    """
+    log = Log(job.directory / LOG, state.progress.log_bytes if state else 0)
+    session = None
+    try:
+        session = Session(job, log, stop, state, resumed)
+        with awake():
+            for event in session.events():
+                log.write(event)
+                yield event
+    except Exception:
+        if resumed is None and (session is None or not session.progress.update):
+            discard(job.directory)
+        raise
+    finally:
+        log.close()
+
+
+@contextmanager
+def _prepared(base: Base) -> Iterator[int]:
+    """The base ready to be trained, and the number of its weights; afterwards as it was."""
     detach(base.model)
     parameters = base.parameters
     try:
         keep_freed_pages()
-        products = choose_products(base.model, token_budget())
-        _prepare(base, run)
-        ways = choose_ways(base.model, run.train, sizes, longest, products)
-        session = Session(_out(run), run, base, splits, renderer, ways, parameters, stop or Flag())
-        with _directory(session, run) as log, awake():
-            for event in session.events():
-                log.write(to_json(event) + "\n")
-                log.flush()
-                yield event
+        yield parameters
     finally:
         detach(base.model)
         use_own_products(base.model)
         mx.clear_cache()
+
+
+def _splits_again(run: RunConfig, origin: Origin) -> Splits:
+    data = replace(run.data, path=origin.find(run.data.path))
+    return open_splits(data, run.train.seed)
+
+
+def _in_smaller_pieces(train: TrainConfig, origin: Origin, longest: int) -> TrainConfig:
+    """Options that halve the tokens of a micro-batch; where a single row is more, its blocks are
+    computed again.
+    """
+    tokens = max(1, origin.ways["layout"]["tokens"] // 2)
+    again = origin.ways["checkpoint_blocks"] or tokens < longest
+    allowed = train.checkpoint_blocks is not False
+    return replace(train, tokens_per_microbatch=tokens, checkpoint_blocks=again and allowed)
 
 
 def check(run: RunConfig) -> None:
@@ -91,26 +192,6 @@ def _check_against_data(run: RunConfig, splits: Splits) -> None:
         raise ConfigError("eval.patience needs validation rows, and this data has none")
 
 
-@contextmanager
-def _directory(session: Session, run: RunConfig) -> Iterator[TextIO]:
-    """Make the run's directory with run.toml and open its log.
-
-    It is gone again if the run fails with nothing learned in it.
-    """
-    session.directory.mkdir(parents=True, exist_ok=True)
-    with atomic_file(session.directory / "run.toml") as file:
-        file.write(run.to_toml().encode())
-    try:
-        with (session.directory / "log.jsonl").open("a", encoding="utf-8") as log:
-            yield log
-    except GeneratorExit:
-        raise
-    except BaseException:
-        if session.last is None:
-            shutil.rmtree(session.directory, ignore_errors=True)
-        raise
-
-
 def _sizes(run: RunConfig, splits: Splits, renderer: Renderer) -> tuple[list[Size], int]:
     """(sizes of sampled training rows, the longest row that can occur in any split)."""
     skip = run.data.on_bad_row == "skip"
@@ -120,7 +201,7 @@ def _sizes(run: RunConfig, splits: Splits, renderer: Renderer) -> tuple[list[Siz
     return sizes, longest
 
 
-def _prepare(base: Base, run: RunConfig) -> None:
+def _put_in(base: Base, run: RunConfig) -> None:
     """Put what is trained into the model: fresh low-rank layers, or all weights."""
     if run.lora.method == "full":
         if any(isinstance(module, QUANTIZED) for module in base.model.modules()):

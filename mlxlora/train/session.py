@@ -1,6 +1,7 @@
-"""One run as it goes: the feed, the stepper, the best so far, and what is saved when.
+"""One run as it goes: the feed, the stepper, validation, the best so far.
 
-The directory and the model's preparation are loop.py's; here everything changes, and only here.
+Where it stands is a Progress, replaced as it goes; what is saved when is saving.py's, the
+directory and the model's preparation are loop.py's.
 """
 
 import math
@@ -8,41 +9,61 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_unflatten
 
 from mlxlora.base import Base, trainable_size, training_mode
 from mlxlora.config import RunConfig
 from mlxlora.data.ahead import ahead
-from mlxlora.data.batches import Cursor, Feed, Tally, Update
+from mlxlora.data.batches import Cursor, Feed, Update
 from mlxlora.data.records import Splits
 from mlxlora.data.render import Renderer
-from mlxlora.errors import DataError, TrainError
+from mlxlora.errors import CheckpointError, DataError, TrainError
 from mlxlora.generate import answer, prompt_tokens
-from mlxlora.lora.attach import collect, low_rank_layers
+from mlxlora.lora.attach import low_rank_layers
 from mlxlora.memory import peak_memory
-from mlxlora.train.events import Done, Eval, Event, Sample, Saved, Start, Step, perplexity
+from mlxlora.train.checkpoint import Best, Progress, TrainState
+from mlxlora.train.directory import ADAPTER, Log
+from mlxlora.train.events import (
+    Done,
+    Eval,
+    Event,
+    Resumed,
+    Sample,
+    Skipped,
+    Start,
+    Step,
+    perplexity,
+)
 from mlxlora.train.optim import learning_rate, make_optimizer, peak_rate
+from mlxlora.train.saving import Saver
 from mlxlora.train.step import Stepper
 from mlxlora.train.validate import Validator, batches_of
 from mlxlora.train.ways import Ways
 
 VALIDATIONS = 10  # a run, when eval.every is 0
 QUICK_ROWS = 128  # of validation, measured before the first update
+BAD_IN_A_ROW = 3  # updates that are no number, then training stops
 BAD_ROWS_SHOWN = 8
 AHEAD = 2  # updates rendered and cut while another is computed
 
 
-@dataclass
-class _Best:
-    loss: float = math.inf
-    update: int = 0
-    since: int = 0  # validations without a better one
+@dataclass(frozen=True)
+class Job:
+    """What a session is given, all of it ready: nothing here changes."""
+
+    directory: Path
+    run: RunConfig
+    base: Base  # with what is trained in it
+    splits: Splits
+    renderer: Renderer
+    ways: Ways
+    parameters: int  # of the base alone
 
 
 class Session:
@@ -50,76 +71,107 @@ class Session:
 
     def __init__(
         self,
-        directory: Path,
-        run: RunConfig,
-        base: Base,
-        splits: Splits,
-        renderer: Renderer,
-        ways: Ways,
-        parameters: int,
+        job: Job,
+        log: Log,
         stop: Flag,
+        state: TrainState | None = None,
+        resumed: Resumed | None = None,
     ) -> None:
-        self.run, self.base, self.splits, self.renderer = run, base, splits, renderer
-        self.ways, self.parameters, self.stop = ways, parameters, stop
-        self.directory = directory
+        """state: where to go on from; resumed: how to say so, if this is no new run."""
+        run, base, ways = job.run, job.base, job.ways
+        self.job, self.run, self.base, self.splits = job, run, base, job.splits
+        self.log, self.stop, self.resumed = log, stop, resumed
         self.skip = run.data.on_bad_row == "skip"
         self.feed = Feed(
-            splits.train, renderer, run.train.batch_size, ways.layout.cut, run.train.seed, self.skip
+            job.splits.train,
+            job.renderer,
+            run.train.batch_size,
+            ways.layout.cut,
+            run.train.seed,
+            self.skip,
         )
-        self.updates = run.train.updates or math.ceil(
-            run.train.epochs * self.feed.updates_per_epoch
-        )
-        self.peak = peak_rate(run.train, run.lora, parameters)
+        updates = run.train.updates or math.ceil(run.train.epochs * self.feed.updates_per_epoch)
+        self.progress = state.progress if state else Progress(updates)
+        self.peak = peak_rate(run.train, run.lora, job.parameters)
         self.stepper = Stepper(base.model, make_optimizer(run.train), run.train.clip, ways.forward)
         self.validator = Validator(ways.forward)
-        self.every = run.eval.every or max(1, round(self.updates / VALIDATIONS))
-        self.best = _Best()
-        self.before: float | None = None  # validation loss of the base
-        self.first: Any = None  # the first weights, until they are validated
-        self.tally = Tally()  # of the first epoch
-        self.train_loss = math.nan
-        self.update = 0
-        self.last: Saved | None = None
-        # The weights before the last update: known to give a finite loss. They are shared
-        # arrays, not copies; of whole models they would be too many.
-        self.proven: Any = None
+        self.saver = Saver(job.directory, run, base, job.splits)
+        self.every = run.eval.every or max(1, round(updates / VALIDATIONS))
+        # The first weights, until they are validated.
+        self.first: Any = base.model.trainable_parameters()
+        if self.splits.valid is None or self.progress.before is not None:
+            self.first = None
+        if state is not None:
+            self._restore(state)
+        # The weights before the last update, and its number less one: known to give a finite
+        # loss. They are shared arrays, not copies; of whole models they would be too many.
+        self.proven: tuple[int, Any] | None = None
         self.started = time.perf_counter()
+        self.spent = self.progress.seconds  # before this session
 
     def events(self) -> Iterator[Event]:
         """The run. If a row cannot be used after all, what was learned before it is saved."""
         try:
             yield from self._events()
         except DataError as error:
-            if not self.update:
+            if not self.progress.update:
                 raise
-            saved = self._save_last("interrupted")
+            saved = self.saver.present(self.progress, "interrupted")
             raise DataError(f"{error}\nWhat was learned before it is in {saved.path}.") from error
+
+    def _restore(self, state: TrainState) -> None:
+        own = self.base.model.trainable_parameters()
+        try:
+            self.stepper.restore_optimizer(state.optimizer)
+            self.base.model.update(tree_unflatten(list(state.weights.items())))
+        except (KeyError, ValueError) as error:
+            self.base.model.update(own)
+            raise CheckpointError(
+                f"the checkpoint of update {state.progress.update} does not fit this run: {error}"
+            ) from error
 
     def _events(self) -> Iterator[Event]:
         mx.reset_peak_memory()
         yield self._start()
-        if self.splits.valid is not None:
-            self.first = self.base.model.trainable_parameters()
-            if len(self.splits.valid) <= QUICK_ROWS:
-                yield self._validate_first()
+        if self.resumed is not None:
+            yield self.resumed
+        if self.first is not None and len(self.splits.valid or ()) <= QUICK_ROWS:
+            yield self._validate_first()
         reason = "finished"
-        wanted = islice(self.feed.updates(Cursor()), self.updates)
-        with closing(ahead(wanted, AHEAD)) as updates:
+        # A run that was interrupted before the validation of its last update.
+        if self._milestone_due():
+            yield from self._milestone()
+        updates = self.progress.updates
+        wanted = islice(self.feed.updates(self.progress.cursor), updates - self.progress.update)
+        with closing(ahead(wanted, AHEAD)) as made:
             began = time.perf_counter()
-            for update in updates:
+            while not self._hopeless():
+                update = next(made, None)
+                if update is None:
+                    break
                 yield from self._step(update, began)
-                if self.stop.is_set() and self.update < self.updates:
+                if self.stop.is_set() and self.progress.update < updates:
                     reason = "interrupted"
                     break
-                if self.update % self.every == 0 or self.update == self.updates:
+                if self._milestone_due():
                     yield from self._milestone()
-                    if self._hopeless():
-                        reason = "early stop"
-                        break
+                if self.saver.due(self.progress.update):
+                    yield self._checkpoint()
                 began = time.perf_counter()
-        saved = self.last is not None and self.last.update == self.update
-        if (reason == "interrupted" or not self.best.update) and not saved:
-            yield self._save_last(reason)
+        if reason != "interrupted" and self._hopeless():
+            reason = "early stop"
+        yield from self._end(reason)
+
+    def _end(self, reason: str) -> Iterator[Event]:
+        """The last saves; a run that was interrupted can go on from its last update."""
+        update, last = self.progress.update, self.saver.last
+        if reason == "interrupted" and self.saver.checkpointed != update:
+            yield self._checkpoint()
+        saved = last is not None and last.update == update
+        if (reason == "interrupted" or not self.progress.best.update) and not saved:
+            yield self.saver.present(self.progress, reason)
+        if reason != "interrupted":
+            self.saver.finish()
         yield self._done(reason)
 
     def _step(self, update: Update, began: float) -> Iterator[Event]:
@@ -127,41 +179,61 @@ class Session:
 
         began: when its rows began to be waited for.
         """
-        self.update += 1
-        rate = learning_rate(self.run.train, self.peak, self.update, self.updates)
+        number = self.progress.update + 1
+        rate = learning_rate(self.run.train, self.peak, number, self.progress.updates)
         loss = norm = math.nan
         tokens = 0
+        before = self.base.model.trainable_parameters()
         if update.batches:
             with training_mode(self.base.model):
-                before = self.base.model.trainable_parameters()
                 loss, norm, tokens = self.stepper.step(
-                    update.batches, self.run.train.seed, self.update, rate
+                    update.batches, self.run.train.seed, number, rate
                 )
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                self._not_a_number(loss, norm, update.rows)
+        good = math.isfinite(loss) and math.isfinite(norm)
+        progress = replace(self.progress, update=number, cursor=update.cursor)
+        if good:
+            progress = replace(progress, train_loss=loss, bad=0)
             if self.run.lora.method != "full":
-                self.proven = before
-            self.train_loss = loss
+                self.proven = (number - 1, before)
+        elif update.batches:
+            progress = replace(progress, bad=progress.bad + 1)
         if update.cursor.epoch == 0 or update.cursor == Cursor(1, 0):
-            self.tally += update.tally
+            progress = replace(progress, tally=progress.tally + update.tally)
+        self.progress = progress
         epoch = update.cursor.epoch + update.cursor.position / len(self.splits.train)
         seconds = time.perf_counter() - began
-        yield Step(self.update, epoch, loss, tokens, rate, norm, seconds, peak_memory())
+        yield Step(number, epoch, loss, tokens, rate, norm, seconds, peak_memory())
+        if update.batches and not good:
+            skipped = self._skipped(number, loss, norm, update.rows)
+            yield skipped
+            if progress.bad >= BAD_IN_A_ROW:
+                raise self._given_up(skipped)
+
+    def _milestone_due(self) -> bool:
+        at = self.progress.update
+        wanted = at > 0 and (at % self.every == 0 or at == self.progress.updates)
+        return wanted and self.progress.validated < at
 
     def _milestone(self) -> Iterator[Event]:
         """Validate and keep the best; without a validation set, keep the present."""
         if self.splits.valid is None:
-            yield self._save(self.directory / "adapter", "last")
+            yield self.saver.adapter(self.progress, "last")
         else:
             if self.first is not None:
                 yield self._validate_first()
             yield (event := self._validate())
             if event.best:
-                yield self._save(self.directory / "adapter", "best")
+                yield self.saver.adapter(self.progress, "best")
         for prompt in self.run.eval.prompts:
             tokens = prompt_tokens(self.base.tokenizer, prompt, raw=self.splits.kind == "text")
             text = answer(self.base.model, self.base.tokenizer, tokens, self.run.eval.max_tokens)
-            yield Sample(self.update, prompt, text)
+            yield Sample(self.progress.update, prompt, text)
+        self.progress = replace(self.progress, validated=self.progress.update)
+
+    def _checkpoint(self) -> Event:
+        seconds = self.spent + time.perf_counter() - self.started
+        self.progress = replace(self.progress, seconds=seconds, log_bytes=self.log.settle())
+        return self.saver.checkpoint(self.progress, self.stepper)
 
     def _validate_first(self) -> Eval:
         """Measure the base: the first weights, put back for that if training has begun.
@@ -172,40 +244,47 @@ class Session:
         self.base.model.update(self.first)
         self.first = None
         try:
-            self.before, tokens, seconds = self._measure()
+            loss, tokens, seconds = self._measure()
         finally:
             self.base.model.update(trained)
-        return Eval(0, self.before, perplexity(self.before), tokens, False, seconds)
+        self.progress = replace(self.progress, before=loss)
+        return Eval(0, loss, perplexity(loss), tokens, False, seconds)
 
     def _validate(self) -> Eval:
         loss, tokens, seconds = self._measure()
-        better = loss < self.best.loss
-        if better:
-            self.best = _Best(loss, self.update)
-        else:
-            self.best = replace(self.best, since=self.best.since + 1)
-        return Eval(self.update, loss, perplexity(loss), tokens, better, seconds)
+        best, update = self.progress.best, self.progress.update
+        better = loss < best.loss
+        best = Best(loss, update) if better else replace(best, since=best.since + 1)
+        self.progress = replace(self.progress, best=best)
+        return Eval(update, loss, perplexity(loss), tokens, better, seconds)
 
     def _measure(self) -> tuple[float, int, float]:
         """(validation loss, supervised tokens, seconds) of the present weights."""
         assert self.splits.valid is not None
         tic = time.perf_counter()
-        batches = batches_of(self.splits.valid, self.renderer, self.ways.layout.cut, self.skip)
-        loss, tokens = self.validator(batches)
+        cut = self.job.ways.layout.cut
+        loss, tokens = self.validator(
+            batches_of(self.splits.valid, self.job.renderer, cut, self.skip)
+        )
         return loss, tokens, time.perf_counter() - tic
 
     def _hopeless(self) -> bool:
-        patience = self.run.eval.patience
-        return bool(patience) and self.best.since >= patience and self.update < self.updates
+        patience, progress = self.run.eval.patience, self.progress
+        finished = progress.update >= progress.updates
+        return bool(patience) and progress.best.since >= patience and not finished
 
-    def _not_a_number(self, loss: float, norm: float, rows: tuple[int, ...]) -> None:
-        """Stop before the weights are touched; keep the last that are known to be good."""
-        failed = self.update
+    def _skipped(self, number: int, loss: float, norm: float, rows: tuple[int, ...]) -> Skipped:
         places = [self.splits.train.file.where(row) for row in rows[:BAD_ROWS_SHOWN]]
-        more = f" and {len(rows) - len(places)} more" if len(rows) > len(places) else ""
-        raise TrainError(
-            f"update {failed}: the loss is {loss} and the gradient norm {norm}, so training "
-            f"stopped before using it. Its rows: {', '.join(places)}{more}.\n"
+        if len(rows) > len(places):
+            places.append(f"and {len(rows) - len(places)} more")
+        return Skipped(number, f"the loss is {loss} and the gradient norm {norm}", tuple(places))
+
+    def _given_up(self, skipped: Skipped) -> TrainError:
+        """Why training stops; the last good weights are saved."""
+        return TrainError(
+            f"update {skipped.update}: {skipped.reason}, and it was no better in the "
+            f"{BAD_IN_A_ROW - 1} updates before it, so training stopped. None of these updates was "
+            f"used. The rows of the last: {', '.join(skipped.rows)}.\n"
             + self._keep_good()
             + f"A lower train.learning_rate (now {self.peak:g}) usually helps; otherwise look at "
             "those rows."
@@ -213,76 +292,50 @@ class Session:
 
     def _keep_good(self) -> str:
         if self.proven is not None:
-            self.base.model.update(self.proven)
-            self.update -= 2  # this update was not applied, and the one before it is in doubt
-            self._save_last("interrupted")
-        if self.last is None:
-            return "Nothing was learned before it. "
-        return f"Good weights, from update {self.last.update}, are in {self.last.path}. "
-
-    def _save_last(self, reason: str) -> Saved:
-        """The present weights: as the adapter if none was better, else beside it."""
-        place = self.directory / "adapter"
-        if self.best.update:
-            place = self.directory / f"last-{self.update:08d}"
-        return self._save(place, "interrupted" if reason == "interrupted" else "last")
-
-    def _save(self, path: Path, why: str) -> Saved:
-        collect(self.base.model, self.run.lora, self._provenance()).save(path, replace=True)
-        self.last = Saved(self.update, str(path), why)
-        return self.last
-
-    def _provenance(self) -> dict[str, Any]:
-        files = {
-            name: {"path": str(file.path), "rows": len(file), "digest": file.digest}
-            for name, file in self.splits.files().items()
-        }
-        return {
-            "base": self.base.identity.to_dict(),
-            "data": {"format": self.splits.kind, "files": files},
-            "run": self.run.to_dict(),
-            "metrics": {
-                "update": self.update,
-                "updates": self.updates,
-                "train_loss": self.train_loss,
-                "valid_loss": self.best.loss if self.best.update == self.update else None,
-                "valid_loss_before": self.before,
-            },
-            "versions": {name: version(name) for name in ("mlxlora", "mlx", "mlx-lm")},
-        }
+            # The update after the proven weights is in doubt: nothing finite came after it.
+            update, weights = self.proven
+            self.base.model.update(weights)
+            saved = self.saver.present(replace(self.progress, update=update), "interrupted")
+            return f"Good weights, from update {update}, are in {saved.path}. "
+        best = self.progress.best.update
+        if best:
+            return f"The best weights, from update {best}, are in {self.job.directory / ADAPTER}. "
+        return "Nothing was learned before it. "
 
     def _start(self) -> Start:
-        valid = self.splits.valid
+        valid, ways = self.splits.valid, self.job.ways
         return Start(
-            updates=self.updates,
+            updates=self.progress.updates,
             rows=len(self.splits.train),
             valid_rows=len(valid) if valid is not None else 0,
             skipped_rows=sum(self.splits.skipped().values()),
             trainable=trainable_size(self.base.model),
-            parameters=self.parameters,
+            parameters=self.job.parameters,
             adapted=len(list(low_rank_layers(self.base.model))),
             learning_rate=self.peak,
-            shapes=self.ways.layout.shapes,
+            shapes=ways.layout.shapes,
             device=str(mx.default_device()),
-            products=self.ways.products,
-            packed=self.ways.layout.packed,
-            checkpoint_blocks=self.ways.forward.checkpoint_blocks,
-            tokens_per_microbatch=self.ways.layout.tokens,
-            notes=(*self.renderer.notes, *self.ways.forward.notes),
+            products=ways.products,
+            packed=ways.layout.packed,
+            checkpoint_blocks=ways.forward.checkpoint_blocks,
+            tokens_per_microbatch=ways.layout.tokens,
+            notes=(*self.job.renderer.notes, *ways.forward.notes),
         )
 
     def _done(self, reason: str) -> Done:
-        kept = self.best.loss if self.best.update else None
+        progress, last = self.progress, self.saver.last
+        best, tally = progress.best, progress.tally
+        adapter = str(self.job.directory / ADAPTER)
         return Done(
-            update=self.update,
+            update=progress.update,
             reason=reason,
-            adapter=str(self.directory / "adapter"),
-            last=self.last.path if self.last else "",
-            best_update=self.best.update or self.update,
-            valid_loss_before=self.before,
-            valid_loss=kept,
-            seconds=time.perf_counter() - self.started,
-            dropped_rows=self.tally.dropped + self.tally.refused,
-            truncated_rows=self.tally.truncated,
+            adapter=adapter,
+            last=last.path if last else adapter,
+            best_update=best.update or progress.update,
+            valid_loss_before=progress.before,
+            valid_loss=best.loss if best.update else None,
+            seconds=self.spent + time.perf_counter() - self.started,
+            dropped_rows=tally.dropped + tally.refused,
+            truncated_rows=tally.truncated,
             peak_memory=peak_memory(),
         )

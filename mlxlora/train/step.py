@@ -2,11 +2,11 @@
 
 Gradients are summed over micro-batches and divided once by the number of supervised tokens;
 norm, clipping and the optimizer are one more function, dispatched before anyone waits. An
-update whose loss or norm is not finite leaves the weights as they were. Each micro-batch
+update whose loss or norm is not finite leaves weights and optimizer as they were. Each micro-batch
 shape is compiled once where machine.compiles(); elsewhere the same functions just run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as opt
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from mlxlora.data.batches import Batch, Shape
 from mlxlora.lora.attach import low_rank_layers
@@ -53,7 +53,7 @@ class Stepper:
         """One update: (mean loss, norm of the mean gradient before clipping, supervised tokens).
 
         seed and update (1, 2, ...) are what dropout depends on. If loss or norm is not finite,
-        the weights are not changed; the optimizer's state is then of no more use.
+        weights and optimizer are not changed.
         """
         loss, summed = self.gradients(batches, seed, update)
         tokens = sum(batch.tokens for batch in batches)
@@ -63,6 +63,20 @@ class Stepper:
         self._model.update(new)
         mx.async_eval(new, self.optimizer.state, loss, norm)
         return cast(float, loss.item()) / tokens, cast(float, norm.item()), tokens
+
+    def optimizer_state(self) -> dict[str, mx.array]:
+        """The optimizer's arrays by their dotted names."""
+        return dict(tree_flatten(self.optimizer.state))
+
+    def restore_optimizer(self, arrays: Mapping[str, mx.array]) -> None:
+        """Put back what optimizer_state() gave. Raises KeyError or ValueError for another one."""
+        own = self.optimizer_state()
+        if own.keys() != arrays.keys():
+            raise KeyError(f"optimizer state {sorted(own.keys() ^ arrays.keys())[0]}")
+        strange = [k for k in own if own[k].shape != arrays[k].shape]
+        if strange:
+            raise ValueError(f"optimizer state {strange[0]} has shape {arrays[strange[0]].shape}")
+        _replace(self.optimizer.state, lambda name, _: arrays[name])
 
     def gradients(
         self, batches: tuple[Batch, ...], seed: int, update: int
@@ -135,11 +149,30 @@ def _application(
     def apply(
         parameters: Gradients, summed: Gradients, loss: mx.array, tokens: mx.array
     ) -> tuple[Gradients, mx.array]:
+        before = dict(tree_flatten(optimizer.state))
         norm = global_norm(summed) / tokens
         factor = mx.minimum(1.0, clip / mx.maximum(norm, 1e-30)) if clip else mx.array(1.0)
         scaled = tree_map(lambda g: g * (factor / tokens), summed)
         new = optimizer.apply_gradients(scaled, parameters)
         good = mx.isfinite(norm) & mx.isfinite(loss)
+        _replace(optimizer.state, lambda name, now: _either(good, now, before[name]))
         return tree_map(lambda n, o: mx.where(good, n, o), new, parameters), norm
 
     return apply
+
+
+def _either(good: mx.array, new: mx.array, old: mx.array) -> mx.array:
+    return new if new is old else mx.where(good, new, old)
+
+
+def _replace(tree: Any, value: Callable[[str, mx.array], mx.array], prefix: str = "") -> None:
+    """Replace every array of a tree by value(dotted name, array), in the tree's own dicts.
+
+    In place, because compiled functions know the dicts.
+    """
+    for key, item in list(tree.items()) if isinstance(tree, dict) else list(enumerate(tree)):
+        name = f"{prefix}{key}"
+        if isinstance(item, mx.array):
+            tree[key] = value(name, item)
+        else:
+            _replace(item, value, f"{name}.")

@@ -4,16 +4,20 @@ Packed or padded, how many tokens at once, blocks computed again or not: none of
 update but in rounding, so a run that goes on later keeps the ways it began with.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.nn as nn
 
 from mlxlora.config import TrainConfig
 from mlxlora.data.batches import Size
 from mlxlora.data.layout import Layout, choose_layout
-from mlxlora.errors import ConfigError
+from mlxlora.errors import CheckpointError, ConfigError
 from mlxlora.machine import compiles, token_budget
 from mlxlora.plan import plan_memory
+from mlxlora.products import use_products
 from mlxlora.train.forward import Forward
 from mlxlora.train.packing import position_limit
 from mlxlora.train.recompute import trained_blocks
@@ -26,6 +30,29 @@ class Ways:
     layout: Layout
     forward: Forward
     products: str  # of quantized weights, see products.py
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that restore() reads."""
+        return {
+            "layout": dataclasses.asdict(self.layout),
+            "checkpoint_blocks": self.forward.checkpoint_blocks,
+            "products": self.products,
+        }
+
+    @classmethod
+    def restore(cls, model: nn.Module, value: Mapping[str, Any]) -> "Ways":
+        """The ways that a run began with. Raises CheckpointError if they do not work."""
+        layout = dict(value["layout"])
+        layout["shapes"] = tuple(tuple(shape) for shape in layout["shapes"])
+        use_products(model, value["products"])
+        ways = cls(Layout(**layout), Forward(model), value["products"])
+        ways.forward.checkpoint_blocks = value["checkpoint_blocks"]
+        if ways.layout.packed and not ways.forward.packs:
+            raise CheckpointError(
+                "the run began with packed rows, which this model cannot work on as it is loaded "
+                "here; go on with the versions of mlx and mlx-lm that the run began with"
+            )
+        return ways
 
 
 def choose_ways(

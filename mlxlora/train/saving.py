@@ -1,0 +1,97 @@
+"""What a run saves, and when: the adapter with where it came from, and checkpoints.
+
+The best adapter is saved when it is found. Checkpoints come every save.every updates or, by
+default, by time: so often that little is lost, so seldom that saving costs next to nothing.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from mlx.utils import tree_flatten
+
+from mlxlora.base import Base
+from mlxlora.config import RunConfig
+from mlxlora.data.records import Splits
+from mlxlora.files import remove_directory
+from mlxlora.lora.attach import collect
+from mlxlora.train.checkpoint import Progress, TrainState, prune
+from mlxlora.train.directory import ADAPTER, CHECKPOINTS, describe, versions
+from mlxlora.train.events import Saved
+from mlxlora.train.step import Stepper
+
+# Between two checkpoints, by default:
+SECONDS = 60.0  # at least
+LONGEST = 900.0  # at most, however large they are
+TIMES_ITS_COST = 25  # at least so many times what the last one took: 4 % of the run
+BYTES_A_SECOND = 2e6  # at most, so that a night of training does not wear a disk
+LAST = "last-"
+
+
+class Saver:
+    """Writes into the run's directory; knows what was saved last."""
+
+    def __init__(self, directory: Path, run: RunConfig, base: Base, splits: Splits) -> None:
+        self.directory, self._run, self._base, self._splits = directory, run, base, splits
+        self.last: Saved | None = None  # adapter
+        self.checkpointed = 0  # the update of the newest checkpoint
+        self._rest = SECONDS  # from the last checkpoint to the next
+        self._when = time.perf_counter()
+
+    def due(self, update: int) -> bool:
+        """Whether a checkpoint is to be saved after this update."""
+        if self._run.save.every:
+            return update % self._run.save.every == 0
+        return time.perf_counter() - self._when > self._rest
+
+    def checkpoint(self, progress: Progress, stepper: Stepper) -> Saved:
+        """Save everything that changes; old ones are pruned when the new one is safe."""
+        began = time.perf_counter()
+        weights = dict(tree_flatten(self._base.model.trainable_parameters()))
+        state = TrainState(progress, weights, stepper.optimizer_state())
+        checkpoints = self.directory / CHECKPOINTS
+        path, size = state.save(checkpoints)
+        prune(checkpoints, self._run.save.keep, progress.best.update)
+        self.checkpointed = progress.update
+        self._when = time.perf_counter()
+        wished = max(SECONDS, min(size / BYTES_A_SECOND, LONGEST))
+        self._rest = max(wished, TIMES_ITS_COST * (self._when - began))
+        return Saved(progress.update, str(path), "checkpoint")
+
+    def adapter(self, progress: Progress, why: str) -> Saved:
+        """Save the present weights as the run's adapter, over the one that is there."""
+        return self._save(self.directory / ADAPTER, progress, why)
+
+    def present(self, progress: Progress, reason: str) -> Saved:
+        """Save the present weights: as the adapter if none was better, else beside it."""
+        place = self.directory / ADAPTER
+        if progress.best.update:
+            place = self.directory / f"{LAST}{progress.update:08d}"
+        return self._save(place, progress, "interrupted" if reason == "interrupted" else "last")
+
+    def finish(self) -> None:
+        """Remove what earlier interruptions left beside the adapter."""
+        for path in self.directory.glob(f"{LAST}*"):
+            remove_directory(path)
+
+    def _save(self, path: Path, progress: Progress, why: str) -> Saved:
+        provenance = self._provenance(progress)
+        collect(self._base.model, self._run.lora, provenance).save(path, replace=True)
+        self.last = Saved(progress.update, str(path), why)
+        return self.last
+
+    def _provenance(self, progress: Progress) -> dict[str, Any]:
+        best = progress.best
+        return {
+            "base": self._base.identity.to_dict(),
+            "data": {"format": self._splits.kind, "files": describe(self._splits)},
+            "run": self._run.to_dict(),
+            "metrics": {
+                "update": progress.update,
+                "updates": progress.updates,
+                "train_loss": progress.train_loss,
+                "valid_loss": best.loss if best.update == progress.update else None,
+                "valid_loss_before": progress.before,
+            },
+            "versions": versions(),
+        }

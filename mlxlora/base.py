@@ -9,11 +9,12 @@ transformers runs it in Jinja's sandbox, which reaches nothing outside and refus
 """
 
 import dataclasses
+import glob
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm import utils as zoo
 
-from mlxlora.errors import ModelError
+from mlxlora.errors import DataError, ModelError
 from mlxlora.files import hash_text
 from mlxlora.machine import compute_dtype
 from mlxlora.quantized import QUANTIZED, use_own_products
@@ -90,6 +92,7 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
     model.eval()
     mx.eval(model.parameters())
     tokenizer = open_tokenizer(path, config, trust_remote_code)
+    tokenizer._vocabulary = _try_out(path, model)
     return Base(model, tokenizer, config, path, identify(str(name), path, commit))
 
 
@@ -138,6 +141,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def check_directory(path: Path) -> None:
     """Raise ModelError unless config, every listed shard and every byte of it are there."""
     config = read_config(path)
+    if glob.escape(str(path)) != str(path):
+        raise ModelError(f"mlx-lm cannot read a directory with one of [ * ? in its path: {path}")
     _check_kinds(path)
     _check_index(path)
     files = weight_files(path)
@@ -227,6 +232,7 @@ def open_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool =
             {"trust_remote_code": trust_remote_code},
             eos_token_ids=config.get("eos_token_id"),
         )
+        tokenizer.decode(tokenizer.encode("a")), len(tokenizer)
         ends = tokenizer.eos_token_ids
         if not all(isinstance(i, int) and 0 <= i < 1 << 31 for i in ends):
             raise ValueError(f"there is no token for eos_token_id {ends!r}")
@@ -237,6 +243,30 @@ def open_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool =
     if closing is not None:
         tokenizer.add_eos_token(closing)
     return tokenizer
+
+
+def check_tokens(tokenizer: Any, tokens: Sequence[int] | np.ndarray) -> None:
+    """Raise DataError for a token that the model has no embedding of: MLX reads past its end.
+
+    Some tokenizers know tokens, mostly padding, that their models were not made for.
+    """
+    known = getattr(tokenizer, "_vocabulary", None)
+    largest = int(np.max(tokens)) if len(tokens) else 0
+    if known is not None and largest >= known:
+        raise DataError(
+            f"the tokenizer gives token {largest} ({tokenizer.decode([largest])!r}), but the "
+            f"model has only {known:,}; leave that out, or mend the model's tokenizer"
+        )
+
+
+def _try_out(path: Path, model: nn.Module) -> int:
+    """Compute one token, so that a config that lies is found now; return the vocabulary's size."""
+    try:
+        logits = model(mx.zeros((1, 1), mx.int32))
+        mx.eval(logits)
+        return int(logits.shape[-1])
+    except Exception as error:  # sixty families of models raise what they like
+        raise ModelError(f"the model in {path} does not compute: {str(error)[:400]}") from error
 
 
 def _turn_end(tokenizer: Any) -> str | None:

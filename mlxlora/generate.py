@@ -13,6 +13,7 @@ import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, stream_generate
 from mlx_lm.sample_utils import make_sampler
 
+from mlxlora.base import check_tokens
 from mlxlora.data.formats import Message
 from mlxlora.errors import DataError
 
@@ -32,13 +33,17 @@ class Sampling:
 def chat_tokens(tokenizer: Any, messages: Sequence[Message], tools: Any = None) -> list[int]:
     """Token ids of a conversation with an assistant turn opened."""
     try:
-        return list(
+        tokens = list(
             tokenizer.apply_chat_template(
                 list(messages), tools=tools, add_generation_prompt=True, tokenize=True
             )
         )
     except Exception as error:  # templates raise through jinja whatever they like
         raise DataError(f"the chat template refuses this conversation: {error}") from error
+    if not tokens:
+        raise DataError("the chat template renders this conversation as nothing at all")
+    check_tokens(tokenizer, tokens)
+    return tokens
 
 
 def prompt_tokens(tokenizer: Any, prompt: str, *, raw: bool) -> list[int]:
@@ -47,6 +52,7 @@ def prompt_tokens(tokenizer: Any, prompt: str, *, raw: bool) -> list[int]:
         tokens = list(tokenizer.encode(prompt))
         if not tokens:
             raise DataError("the prompt is empty, so there is nothing to continue")
+        check_tokens(tokenizer, tokens)
         return tokens
     return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
 

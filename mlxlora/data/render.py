@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxlora.base import check_tokens
 from mlxlora.config import DataConfig
 from mlxlora.data.formats import Message, Record
 from mlxlora.errors import DataError
@@ -87,6 +88,7 @@ class Renderer:
                 "this base's tokenizer has no chat template, so chat rows cannot be rendered; "
                 'use an instruct model, or rows of {"prompt", "completion"} or {"text"}'
             )
+        check_tokens(self.tokenizer, tokens)
         cut = self.max_length + 1  # n tokens give n - 1 predictions
         return Example(record.row, tokens[:cut], mask[:cut], truncated=len(tokens) > cut)
 

@@ -39,7 +39,8 @@ def chat_tokens(tokenizer: Any, messages: Sequence[Message], tools: Any = None) 
             )
         )
     except Exception as error:  # templates raise through jinja whatever they like
-        raise DataError(f"the chat template refuses this conversation: {error}") from error
+        reason = str(error)[:400]
+        raise DataError(f"the chat template refuses this conversation: {reason}") from error
     if not tokens:
         raise DataError("the chat template renders this conversation as nothing at all")
     check_tokens(tokenizer, tokens)

@@ -130,7 +130,7 @@ def _message(turn: Any, role_key: str, content_key: str, number: int) -> Message
         content = ""
     if not isinstance(content, str):
         raise RowFault(
-            f"message {number} ({role}): '{content_key}' must be text, "
+            f"message {number} ({role[:20]}): '{content_key}' must be text, "
             f"this is {_json_kind(content)}"
         )
     rest = {k: v for k, v in turn.items() if k not in (role_key, content_key) and v is not None}
@@ -162,7 +162,9 @@ def _part(part: Any, number: int) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     kind = part.get("type") if isinstance(part, dict) else _json_kind(part)
-    raise RowFault(f"message {number} holds a part of type {kind!r}; only text can be trained")
+    raise RowFault(
+        f"message {number} holds a part of type {_short(kind)}; only text can be trained"
+    )
 
 
 def _text(row: Row, key: str) -> str:
@@ -179,14 +181,21 @@ def _unknown_keys(row: Row) -> str:
     example = dict(zip(("prompt", "completion"), texts, strict=False))
     if len(texts) == 1:
         example = {"text": texts[0]}
-    hint = " ".join(f"--set data.columns.{ours}={theirs}" for ours, theirs in example.items())
+    names = example.items()
+    hint = " ".join(f"--set data.columns.{ours}={theirs[:40]}" for ours, theirs in names)
     return f"no known row format in the keys {_names(row)}. Known: {_FORMATS_TEXT}." + (
         f" Name the columns, for example: {hint}" if hint else ""
     )
 
 
 def _names(row: Row) -> str:
-    return ", ".join(repr(key) for key in itertools.islice(row, 12)) or "(none)"
+    return ", ".join(_short(key) for key in itertools.islice(row, 12)) or "(none)"
+
+
+def _short(value: Any) -> str:
+    """What a row holds, in a message: quoted and cut off."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _json_kind(value: Any) -> str:

@@ -138,7 +138,7 @@ class Renderer:
         except Exception as error:  # templates raise through jinja whatever they like
             roles = ", ".join(message["role"] for message in messages) or "no messages"
             raise DataError(
-                f"the chat template refuses this conversation ({roles}): {error}"
+                f"the chat template refuses this conversation ({roles[:200]}): {str(error)[:400]}"
             ) from error
 
     # --- where the assistant speaks ------------------------------------------------------

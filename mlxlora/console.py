@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mlxlora.train.events import Done, Eval, Event, Sample, Saved, Start, Step
+from mlxlora.errors import printable
+from mlxlora.train.events import Done, Eval, Event, Resumed, Sample, Saved, Skipped, Start, Step
 
 PLAIN_SECONDS = 10.0  # between step lines when the output is not a terminal
 SMOOTHING = 0.9  # of the loss and the rate shown, per update
@@ -40,11 +41,11 @@ class Screen:
         return self._console
 
     def say(self, text: str = "", style: str = "") -> None:
-        self.console.print(Text(text, style))
+        self.console.print(Text(printable(text), style))
 
     def line(self, text: str, style: str = "") -> None:
         """One line of the screen, its end cut off if need be; line ends are shown as such."""
-        shown = Text(text.replace("\n", "⏎"), style)
+        shown = Text(printable(text).replace("\n", "⏎"), style)
         self.console.print(shown, no_wrap=True, overflow="ellipsis")
 
     def command(self, *words: object) -> None:
@@ -59,7 +60,10 @@ class Screen:
     def result(self, value: Any) -> None:
         """The machine-readable result, only with --json: one object, one line."""
         if self.as_json:
-            print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+            text = json.dumps(value, ensure_ascii=False, default=str)
+            if any("\ud800" <= c <= "\udfff" for c in text):  # of a file's name that is not UTF-8
+                text = json.dumps(value, default=str)
+            print(text, flush=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Left-aligned first column, figures right-aligned."""
@@ -67,7 +71,7 @@ class Screen:
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
+            table.add_row(*(escape(printable(cell)) for cell in row))
         self.console.print(table)
 
     def facts(self, rows: Iterable[tuple[str, str]]) -> None:
@@ -76,14 +80,15 @@ class Screen:
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for label, value in rows:
-            table.add_row(label, escape(value))
+            table.add_row(escape(printable(label)), escape(printable(value)))
         self.console.print(table)
 
     def stream(self, pieces: Iterator[str]) -> str:
         """Print pieces as they come; return them joined."""
         text = ""
         for piece in pieces:
-            self.console.file.write(piece)  # as it is: rich would replace tabs and :smileys:
+            # Not by rich, which would replace tabs and :smileys:.
+            self.console.file.write(printable(piece))
             self.console.file.flush()
             text += piece
         self.console.print()

@@ -5,9 +5,22 @@ The command line prints the message alone and exits with 2; anything that is not
 MlxLoraError is a fault of ours and keeps its traceback.
 """
 
+import re
+
+# Escape sequences would act on the terminal; halves of surrogate pairs cannot be written at all.
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text from a file or a model as it may be shown: control characters are spelled out."""
+    return _NO_TEXT.sub(lambda found: repr(found.group())[1:-1], text)
+
 
 class MlxLoraError(Exception):
     """The user's input cannot be used as it is."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(MlxLoraError):

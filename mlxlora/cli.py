@@ -12,7 +12,7 @@ import typer
 
 from mlxlora import __version__
 from mlxlora.errors import MlxLoraError
-from mlxlora.verbs import adapter, bench, chat, evaluate, fuse, quantize, quickstart, train
+from mlxlora.verbs import adapter, bench, chat, evaluate, fuse, quantize, quickstart, resume, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(quickstart.quickstart)
 app.command()(train.train)
+app.command()(resume.resume)
 app.command("eval")(evaluate.evaluate)
 app.command()(chat.chat)
 app.command()(fuse.fuse)

@@ -125,8 +125,7 @@ class TrainingDisplay:
         self._validations = 0
         self._loss = self._rate = float("nan")
         self._began = self._said = time.monotonic()
-        self._next: int | None = None
-        self._last_validation = 0
+        self._from = 0  # the update that this process began after
 
     def show(self, events: Iterator[Event]) -> Done | None:
         """Consume the events; return the last one."""
@@ -155,7 +154,14 @@ class TrainingDisplay:
             self._smooth(event)
         elif isinstance(event, Eval):
             self._validation(event)
-        elif isinstance(event, Saved) and event.why != "best":
+        elif isinstance(event, Resumed):
+            self._resume(event)
+        elif isinstance(event, Skipped):
+            say(
+                f"{event.update:>7}  skipped: {event.reason}; rows {', '.join(event.rows)}",
+                "yellow",
+            )
+        elif isinstance(event, Saved) and event.why not in ("best", "checkpoint"):
             say(f"{event.update:>7}  saved {event.path} ({event.why})", "dim")
         elif isinstance(event, Sample):
             say(f"{event.update:>7}  {_short(event.prompt, 60)}", "dim")
@@ -184,6 +190,13 @@ class TrainingDisplay:
         for note in event.notes:
             self.screen.say(f"note: {note}", "yellow")
 
+    def _resume(self, event: Resumed) -> None:
+        self._from = event.update
+        where = f"after update {event.update}" if event.update else "from the beginning"
+        self.screen.say(f"{event.update:>7}  going on {where}", "green")
+        for note in event.notes:
+            self.screen.say(f"note: {note}", "yellow")
+
     def _smooth(self, event: Step) -> None:
         rate = event.tokens / max(event.seconds, 1e-9)
         if self._loss != self._loss:
@@ -203,11 +216,6 @@ class TrainingDisplay:
         )
 
     def _validation(self, event: Eval) -> None:
-        if self._last_validation == 0 and event.update:
-            self._next = 2 * event.update
-        elif event.update:
-            self._next = 2 * event.update - self._last_validation
-        self._last_validation = event.update
         mark = "  best so far" if event.best else ""
         if event.update == 0:
             mark = "  before training"
@@ -219,16 +227,22 @@ class TrainingDisplay:
         assert self._start is not None
         total = self._start.updates
         elapsed = time.monotonic() - self._began
-        left = elapsed / event.update * (total - event.update)
+        left = elapsed / (event.update - self._from) * (total - event.update)
         head = Table.grid(padding=(0, 2, 0, 0))
         head.add_row(
             ProgressBar(total=total, completed=event.update, width=30),
             Text(f"{event.update}/{total}", "bold"),
             Text(f"epoch {event.epoch:.2f}"),
             Text(f"{clock(left)} left", "dim"),
-            Text(f"validates at {min(self._next, total)}" if self._next else "", "dim"),
+            Text(self._next_validation(event.update), "dim"),
         )
         return Group(head, Text(self._figures(event), no_wrap=True, overflow="ellipsis"))
+
+    def _next_validation(self, update: int) -> str:
+        assert self._start is not None
+        every = self._start.validates_every
+        following = min(update - update % every + every, self._start.updates)
+        return f"validates at {following}" if self._start.valid_rows else ""
 
     def _finish(self, event: Done) -> None:
         say = self.screen.say

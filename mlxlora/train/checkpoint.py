@@ -25,9 +25,9 @@ from mlxlora.files import (
     save_tensors,
     write_json,
 )
+from mlxlora.train.places import CHECKPOINTS, checkpoint_path, checkpoints_in
 
 ARRAYS, PROGRESS, HASHES = "arrays.safetensors", "progress.json", "sha256.json"
-PREFIX = "step-"
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class TrainState:
     weights: Mapping[str, mx.array]  # trained, by name
     optimizer: Mapping[str, mx.array]  # its state, flattened
 
-    def save(self, checkpoints: Path) -> tuple[Path, int]:
+    def save(self, run: Path) -> tuple[Path, int]:
         """Write checkpoints/step-<update>/, whole or not at all: (its path, bytes)."""
-        path = checkpoints / f"{PREFIX}{self.progress.update:08d}"
+        path = checkpoint_path(run, self.progress.update)
         with atomic_directory(path, replace=True) as directory:
             named = {"weights": self.weights, "optimizer": self.optimizer}
             arrays = {f"{k}/{n}": array for k, tree in named.items() for n, array in tree.items()}
@@ -100,19 +100,13 @@ class TrainState:
         return cls(progress, weights, optimizer)
 
 
-def checkpoints_in(directory: Path) -> list[Path]:
-    """All checkpoints, newest first."""
-    found = [path for path in directory.glob(f"{PREFIX}*") if _update_of(path) is not None]
-    return sorted(found, key=lambda path: -cast(int, _update_of(path)))
-
-
-def newest(directory: Path) -> tuple[TrainState | None, list[str]]:
+def newest(run: Path) -> tuple[TrainState | None, list[str]]:
     """(the newest checkpoint that is whole, what is wrong with those after it).
 
     None if there are no checkpoints. Raises CheckpointError if there are, all of them damaged.
     """
     faults: list[str] = []
-    for path in checkpoints_in(directory):
+    for path in checkpoints_in(run).values():
         try:
             return TrainState.load(path), faults
         except CheckpointError as error:
@@ -120,19 +114,14 @@ def newest(directory: Path) -> tuple[TrainState | None, list[str]]:
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise CheckpointError(
-            f"no checkpoint in {directory} is whole:\n{listed}\n"
-            "Remove that directory to train this run from its beginning."
+            f"no checkpoint of {run} is whole:\n{listed}\n"
+            f"Remove {run / CHECKPOINTS} to train this run from its beginning."
         )
     return None, faults
 
 
-def prune(directory: Path, keep: int, best: int) -> None:
+def prune(run: Path, keep: int, best: int) -> None:
     """Remove all but the newest keep checkpoints and the one of update best."""
-    for path in checkpoints_in(directory)[keep:]:
-        if _update_of(path) != best:
+    for update, path in list(checkpoints_in(run).items())[keep:]:
+        if update != best:
             remove_directory(path)
-
-
-def _update_of(path: Path) -> int | None:
-    number = path.name.removeprefix(PREFIX)
-    return int(number) if number.isdecimal() and path.is_dir() else None

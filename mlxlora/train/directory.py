@@ -23,9 +23,8 @@ from mlxlora.data.records import Splits
 from mlxlora.errors import CheckpointError, ConfigError
 from mlxlora.files import atomic_directory, remove_leftovers, write_json
 from mlxlora.train.events import Done, Event, from_json, to_json
+from mlxlora.train.places import CHECKPOINTS, CONFIG, LOG, START
 
-CONFIG, START, LOG = "run.toml", "start.json", "log.jsonl"
-CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
 PACKAGES = ("mlxlora", "mlx", "mlx-lm")
 
 

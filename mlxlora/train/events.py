@@ -21,6 +21,7 @@ class Start:
     skipped_rows: int  # bad rows left out, with data.on_bad_row = "skip"
     trainable: int  # parameters
     parameters: int  # of the whole model
+    validates_every: int  # updates
     adapted: int  # modules
     learning_rate: float
     shapes: tuple[tuple[int, int, int], ...]  # (rows, tokens, slots) of micro-batches; (): exact

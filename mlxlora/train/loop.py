@@ -25,10 +25,8 @@ from mlxlora.machine import awake, token_budget
 from mlxlora.memory import keep_freed_pages
 from mlxlora.products import choose_products, use_products
 from mlxlora.quantized import QUANTIZED, use_own_products
-from mlxlora.train.checkpoint import PREFIX, TrainState, newest
+from mlxlora.train.checkpoint import TrainState, newest
 from mlxlora.train.directory import (
-    CHECKPOINTS,
-    LOG,
     Log,
     Origin,
     create,
@@ -40,11 +38,18 @@ from mlxlora.train.directory import (
 )
 from mlxlora.train.events import Event, Resumed
 from mlxlora.train.optim import make_optimizer
+from mlxlora.train.places import LOG, checkpoint_path
 from mlxlora.train.session import Job, Session
 from mlxlora.train.ways import Ways, choose_ways
 
 
-def train(run: RunConfig, base: Base | None = None, *, stop: Flag | None = None) -> Iterator[Event]:
+def train(
+    run: RunConfig,
+    base: Base | None = None,
+    *,
+    stop: Flag | None = None,
+    trust_remote_code: bool = False,
+) -> Iterator[Event]:
     """Train as run says, yielding events; everything is checked before the first.
 
     base saves loading run.model again. Setting stop ends the run after the current update, in
@@ -54,7 +59,7 @@ def train(run: RunConfig, base: Base | None = None, *, stop: Flag | None = None)
     check(run)
     splits = open_splits(run.data, run.train.seed)
     _check_against_data(run, splits)
-    base = base or load(run.model)
+    base = base or load(run.model, trust_remote_code=trust_remote_code)
     renderer = Renderer(base.tokenizer, run.data)
     make_optimizer(run.train)  # refuses what it cannot honour, before anything is written
     with _prepared(base) as parameters:
@@ -74,13 +79,15 @@ def resume(
     *,
     stop: Flag | None = None,
     smaller: bool = False,
+    because: str = "",
+    trust_remote_code: bool = False,
 ) -> Iterator[Event]:
     """Go on with an interrupted run from its newest whole checkpoint, as if nothing had happened.
 
     The result is that of an uninterrupted run, bit for bit, on the same machine with the same
     versions. smaller computes its updates in pieces of half as many tokens from now on, to save
-    memory: the same updates but for rounding. Of a run that is finished already, yields its Done
-    again.
+    memory: the same updates but for rounding. because, why the run was cut off, goes into its
+    log. Of a run that is finished already, yields its Done again.
     Raises CheckpointError if the directory is no run, another process is at it, or the base,
     the rows or the options are not what they were.
     """
@@ -92,7 +99,7 @@ def resume(
         return
     with locked(directory):
         splits = _splits_again(run, origin)
-        base = base or load(origin.find(run.model))
+        base = base or load(origin.find(run.model), trust_remote_code=trust_remote_code)
         origin.check(base.identity, splits)
         renderer = Renderer(base.tokenizer, run.data)
         with _prepared(base) as parameters:
@@ -106,10 +113,11 @@ def resume(
                 rewrite(directory, replace(origin, ways=ways.to_dict()))
             else:
                 ways = Ways.restore(base.model, origin.ways)
-            state, faults = newest(directory / CHECKPOINTS)
+            state, faults = newest(directory)
             update = state.progress.update if state else 0
-            at = str(directory / CHECKPOINTS / f"{PREFIX}{update:08d}") if state else ""
-            resumed = Resumed(update, at, (*faults, *origin.newer()))
+            at = str(checkpoint_path(directory, update)) if state else ""
+            why = [because] if because else []
+            resumed = Resumed(update, at, (*why, *faults, *origin.newer()))
             job = Job(directory, run, base, splits, renderer, ways, parameters)
             yield from _events(job, stop or Flag(), state, resumed)
 

@@ -16,8 +16,9 @@ from mlxlora.data.records import Splits
 from mlxlora.files import remove_directory
 from mlxlora.lora.attach import collect
 from mlxlora.train.checkpoint import Progress, TrainState, prune
-from mlxlora.train.directory import ADAPTER, CHECKPOINTS, describe, versions
+from mlxlora.train.directory import describe, versions
 from mlxlora.train.events import Saved
+from mlxlora.train.places import ADAPTER
 from mlxlora.train.step import Stepper
 
 # Between two checkpoints, by default:
@@ -49,9 +50,8 @@ class Saver:
         began = time.perf_counter()
         weights = dict(tree_flatten(self._base.model.trainable_parameters()))
         state = TrainState(progress, weights, stepper.optimizer_state())
-        checkpoints = self.directory / CHECKPOINTS
-        path, size = state.save(checkpoints)
-        prune(checkpoints, self._run.save.keep, progress.best.update)
+        path, size = state.save(self.directory)
+        prune(self.directory, self._run.save.keep, progress.best.update)
         self.checkpointed = progress.update
         self._when = time.perf_counter()
         wished = max(SECONDS, min(size / BYTES_A_SECOND, LONGEST))

@@ -28,7 +28,7 @@ from mlxlora.generate import answer, prompt_tokens
 from mlxlora.lora.attach import low_rank_layers
 from mlxlora.memory import peak_memory
 from mlxlora.train.checkpoint import Best, Progress, TrainState
-from mlxlora.train.directory import ADAPTER, Log
+from mlxlora.train.directory import Log
 from mlxlora.train.events import (
     Done,
     Eval,
@@ -41,6 +41,7 @@ from mlxlora.train.events import (
     perplexity,
 )
 from mlxlora.train.optim import learning_rate, make_optimizer, peak_rate
+from mlxlora.train.places import ADAPTER
 from mlxlora.train.saving import Saver
 from mlxlora.train.step import Stepper
 from mlxlora.train.validate import Validator, batches_of
@@ -311,6 +312,7 @@ class Session:
             skipped_rows=sum(self.splits.skipped().values()),
             trainable=trainable_size(self.base.model),
             parameters=self.job.parameters,
+            validates_every=self.every,
             adapted=len(list(low_rank_layers(self.base.model))),
             learning_rate=self.peak,
             shapes=ways.layout.shapes,

@@ -1,0 +1,193 @@
+"""Faults of a real process: killed anywhere, a full disk, no permission, signals."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_cli import last_line, mlxlora
+
+PROGRAM = [sys.executable, "-m", "mlxlora.cli"]
+# Most of the time goes into saving, so that most kills hit a save.
+OPTIONS = [
+    *("--rank", 4, "--batch-size", 4, "--updates", 60, "--dropout", 0.1),
+    *("--set", "save.every=1", "--set", "eval.every=7"),
+]
+KILLS = int(os.environ.get("MLXLORA_KILLS", "4"))
+
+
+def command(base, rows, out) -> list[str]:
+    return ["train", "--model", base, "--data", rows, "--out", out, *OPTIONS]
+
+
+def started(*arguments) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*PROGRAM, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def updates(out) -> list[int]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line["update"] for line in lines if line["event"] == "step"]
+
+
+def weights(out) -> bytes:
+    return (out / "adapter" / "adapters.safetensors").read_bytes()
+
+
+def wait_for(out, update: int, process: subprocess.Popen) -> None:
+    """Until the log has this update."""
+    deadline = time.monotonic() + 120
+    while not ((out / "log.jsonl").exists() and f'"step", "update": {update},' in read(out)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def read(out) -> str:
+    return (out / "log.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(dense_path, tmp_path_factory):
+    """(rows, the directory of a run that nothing disturbed)."""
+    rows = tmp_path_factory.mktemp("kill")
+    pairs = [{"prompt": f"say {n}", "completion": str(n) * (1 + n % 7)} for n in range(50)]
+    (rows / "train.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    (rows / "valid.jsonl").write_text("\n".join(map(json.dumps, pairs[:6])))
+    done = mlxlora(*command(dense_path, rows, rows / "whole"))
+    assert done.returncode == 0, done.stderr
+    return rows, rows / "whole"
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_again_and_again(dense_path, whole, tmp_path):
+    rows, undisturbed = whole
+    draw = random.Random(int(os.environ.get("MLXLORA_SEED", "0")))
+    out, kills, saving = tmp_path / "run", 0, 0
+    while kills < KILLS:
+        again = ["resume", out] if (out / "start.json").exists() else command(dense_path, rows, out)
+        process = started(*again)
+        before = time.monotonic()
+        had = out / "log.jsonl"
+        size = had.stat().st_size if had.exists() else 0
+        # From when it trains on, or else after ten seconds.
+        while process.poll() is None and time.monotonic() < before + 10:
+            if had.exists() and had.stat().st_size > size + 2000:
+                break
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        _, error = process.communicate()
+        if process.returncode != -signal.SIGKILL:
+            assert process.returncode == 0, error
+            break  # it was faster than we are
+        kills += 1
+        saving += any(out.glob(".*")) or any(out.glob("checkpoints/.*"))
+    done = mlxlora("resume", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert last_line(done)["reason"] == "finished"
+    print(f"{kills} kills, {saving} of them in the middle of a save")
+    assert weights(out) == weights(undisturbed)
+    assert updates(out) == list(range(1, 61))
+    assert not [*out.glob(".*"), *out.glob("checkpoints/.*")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(number, dense_path, whole, tmp_path):
+    rows, undisturbed = whole
+    out = tmp_path / "run"
+    process = started(*command(dense_path, rows, out))
+    wait_for(out, 9, process)
+    process.send_signal(number)
+    said, error = process.communicate(timeout=60)
+    assert process.returncode == 3, error
+    assert f"mlxlora resume {out}" in " ".join(said.split())
+    done = mlxlora("resume", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert weights(out) == weights(undisturbed)
+    assert updates(out) == list(range(1, 61))
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(dense_path, whole, tmp_path):
+    """No file may grow beyond a limit that the log reaches in mid-run."""
+    rows, undisturbed = whole
+    limit = (undisturbed / "checkpoints" / "step-00000060" / "arrays.safetensors").stat().st_size
+
+    def small_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit - 1000, limit - 1000))
+
+    out = tmp_path / "run"
+    done = mlxlora(*command(dense_path, rows, out), preexec_fn=small_files)
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr and "Traceback" not in done.stderr
+    assert f"mlxlora resume {out}" in " ".join(done.stdout.split())
+    done = mlxlora("resume", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert weights(out) == weights(undisturbed)
+    assert updates(out) == list(range(1, 61))
+
+
+def as_anyone():
+    """Root, too, is bound by permissions without this capability (Linux)."""
+    import ctypes
+
+    drop_from_bounding_set, dac_override = 24, 1
+    ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drops a capability of Linux")
+def test_a_directory_that_cannot_be_written_is_one_message(dense_path, whole, tmp_path):
+    rows, _ = whole
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    done = mlxlora(*command(dense_path, rows, closed / "run"), preexec_fn=as_anyone)
+    assert done.returncode == 2
+    assert f"cannot write: {closed}" in done.stderr and "Traceback" not in done.stderr
+    assert not list(closed.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drops a capability of Linux")
+def test_a_run_whose_directory_is_closed_later_can_go_on(dense_path, whole, tmp_path):
+    rows, undisturbed = whole
+    out = tmp_path / "run"
+    process = started(*command(dense_path, rows, out))
+    wait_for(out, 5, process)
+    process.kill()
+    process.communicate()
+    (out / "checkpoints").chmod(0o555)
+    done = mlxlora("resume", out, preexec_fn=as_anyone)
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr and "Traceback" not in done.stderr
+    (out / "checkpoints").chmod(0o755)
+    done = mlxlora("resume", out)
+    assert done.returncode == 0, done.stderr
+    assert weights(out) == weights(undisturbed)
+
+
+def test_another_base_under_the_same_name_is_refused(dense_path, whole, tmp_path):
+    import shutil
+
+    import mlx.core as mx
+
+    base, out = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(dense_path, base)
+    process = started(*command(base, whole[0], out))
+    wait_for(out, 3, process)
+    process.kill()
+    process.communicate()
+    weights = mx.load(str(base / "model.safetensors"))
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 0.1
+    mx.save_safetensors(str(base / "model.safetensors"), weights, {"format": "mlx"})
+    done = mlxlora("resume", out)
+    assert done.returncode == 2
+    assert "other weights" in done.stderr

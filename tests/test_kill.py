@@ -1,5 +1,6 @@
 """Faults of a real process: killed anywhere, a full disk, no permission, signals."""
 
+import gzip
 import json
 import os
 import random
@@ -18,11 +19,18 @@ OPTIONS = [
     *("--rank", 4, "--batch-size", 4, "--updates", 60, "--dropout", 0.1),
     *("--set", "save.every=1", "--set", "eval.every=7"),
 ]
-KILLS = int(os.environ.get("MLXLORA_KILLS", "4"))
+KILLS = int(os.environ.get("MLXLORA_KILLS", "4"))  # of each way of training; more: all ways
+WAYS: dict[str, tuple[str, ...]] = {
+    "dropout": ("lora.dropout=0.1",),
+    "padded, gzip, muon": ("train.packing=false", "train.optimizer=muon"),
+    "checkpointed, lion": ("train.checkpoint_blocks=true", "train.optimizer=lion"),
+    "every weight, adafactor": ("lora.method=full", "lora.rank=16", "train.optimizer=adafactor"),
+    "small pieces, sgd": ("train.tokens_per_microbatch=24", "train.optimizer=sgd"),
+}
 
 
-def command(base, rows, out) -> list[str]:
-    return ["train", "--model", base, "--data", rows, "--out", out, *OPTIONS]
+def command(base, rows, out, *more) -> list:
+    return ["train", "--model", base, "--data", rows, "--out", out, *OPTIONS, *more]
 
 
 def started(*arguments) -> subprocess.Popen:
@@ -46,13 +54,14 @@ def weights(out) -> bytes:
 def wait_for(out, update: int, process: subprocess.Popen) -> None:
     """Until the log has this update."""
     deadline = time.monotonic() + 120
-    while not ((out / "log.jsonl").exists() and f'"step", "update": {update},' in read(out)):
+    while f'"step", "update": {update},' not in read(out):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
 
 
 def read(out) -> str:
-    return (out / "log.jsonl").read_text()
+    log = out / "log.jsonl"
+    return log.read_text() if log.exists() else ""
 
 
 @pytest.fixture(scope="module")
@@ -68,36 +77,47 @@ def whole(dense_path, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_again_and_again(dense_path, whole, tmp_path):
-    rows, undisturbed = whole
+@pytest.mark.parametrize("name", WAYS if KILLS > 4 else ["dropout"])
+def test_killed_at_random_moments_again_and_again(dense_path, whole, tmp_path, name):
+    rows = whole[0]
+    if "gzip" in name:
+        content = gzip.compress((rows / "train.jsonl").read_bytes())
+        rows = tmp_path / "rows.jsonl.gz"
+        rows.write_bytes(content)
+    length = max(60, 12 * KILLS)
+    more = [word for option in WAYS[name] for word in ("--set", option)] + ["--updates", length]
+    assert mlxlora(*command(dense_path, rows, tmp_path / "whole", *more)).returncode == 0
     draw = random.Random(int(os.environ.get("MLXLORA_SEED", "0")))
     out, kills, saving = tmp_path / "run", 0, 0
     while kills < KILLS:
-        again = ["resume", out] if (out / "start.json").exists() else command(dense_path, rows, out)
+        begun = (out / "start.json").exists()
+        again = ["resume", out] if begun else command(dense_path, rows, out, *more)
         process = started(*again)
-        before = time.monotonic()
-        had = out / "log.jsonl"
-        size = had.stat().st_size if had.exists() else 0
-        # From when it trains on, or else after ten seconds.
-        while process.poll() is None and time.monotonic() < before + 10:
-            if had.exists() and had.stat().st_size > size + 2000:
-                break
-            time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        _, error = process.communicate()
-        if process.returncode != -signal.SIGKILL:
-            assert process.returncode == 0, error
+        if not killed_in_training(process, out, draw):
             break  # it was faster than we are
         kills += 1
         saving += any(out.glob(".*")) or any(out.glob("checkpoints/.*"))
     done = mlxlora("resume", out, "--json")
     assert done.returncode == 0, done.stderr
     assert last_line(done)["reason"] == "finished"
-    print(f"{kills} kills, {saving} of them in the middle of a save")
-    assert weights(out) == weights(undisturbed)
-    assert updates(out) == list(range(1, 61))
+    print(f"{name}: {kills} kills, {saving} of them in the middle of a save")
+    assert kills == KILLS
+    assert weights(out) == weights(tmp_path / "whole")
+    assert updates(out) == list(range(1, length + 1))
     assert not [*out.glob(".*"), *out.glob("checkpoints/.*")]
+
+
+def killed_in_training(process: subprocess.Popen, out, draw: random.Random) -> bool:
+    """Kill it a random moment after it began to log; False if it ended before."""
+    before = read(out)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and read(out) == before and time.monotonic() < deadline:
+        time.sleep(0.003)
+    time.sleep(draw.uniform(0, 0.2))
+    process.send_signal(signal.SIGKILL)
+    _, error = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), error
+    return process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -108,14 +108,14 @@ def why(code: int, tail: str, oom_kills: int, finished: bool) -> Death | None:
 def _once(command: Sequence[str], run: Path) -> tuple[int, Death | None]:
     """Run the command to its end: (exit code, why it died if it did)."""
     before = _oom_kills()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, process_group=0)
-    assert process.stderr is not None
     tail = bytearray()
-    reader = threading.Thread(target=_copy, args=(process.stderr, tail), daemon=True)
-    reader.start()
-    with _forwarding(process):
-        code = process.wait()
-    reader.join(timeout=5)  # a grandchild may still hold the pipe
+    with subprocess.Popen(command, stderr=subprocess.PIPE, process_group=0) as process:
+        assert process.stderr is not None
+        reader = threading.Thread(target=_copy, args=(process.stderr, tail), daemon=True)
+        reader.start()
+        with _forwarding(process):
+            code = process.wait()
+        reader.join(timeout=5)  # a grandchild may still hold the pipe
     killed = -1 if before is None else (_oom_kills() or 0) - before
     death = why(code, tail.decode("utf-8", "replace"), killed, _ended(run))
     return (INTERRUPTED if code < 0 else code), death

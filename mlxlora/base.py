@@ -132,10 +132,27 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(file, ModelError)
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file} names no model_type")
-    for key in ("quantization", "quantization_config", "text_config"):
-        if not isinstance(config.get(key) or {}, dict):
-            raise ModelError(f"{file}: {key} must be an object")
+    text = config.get("text_config")
+    if not isinstance(text or {}, dict):
+        raise ModelError(f"{file}: text_config must be an object")
+    for key in ("quantization", "quantization_config"):
+        for settings in (config.get(key), (text or {}).get(key)):
+            if not isinstance(settings or {}, dict):
+                raise ModelError(f"{file}: {key} must be an object")
+            _check_quantization(file, settings or {})
     return config
+
+
+def _check_quantization(file: Path, settings: dict[str, Any]) -> None:
+    """Raise ModelError for numbers that MLX would divide by, or count in 32 bits, unchecked.
+
+    settings hold those of all layers, and objects with those of single layers.
+    """
+    for own in (settings, *(v for v in settings.values() if isinstance(v, dict))):
+        for name, most in (("bits", 32), ("group_size", 1 << 16)):
+            value = own.get(name, 1)
+            if not (type(value) is int and 1 <= value <= most):
+                raise ModelError(f"{file}: {name} of a quantization cannot be {str(value)[:40]!r}")
 
 
 def check_directory(path: Path) -> None:

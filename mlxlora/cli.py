@@ -12,7 +12,19 @@ import typer
 
 from mlxlora import __version__
 from mlxlora.errors import MlxLoraError
-from mlxlora.verbs import adapter, bench, chat, evaluate, fuse, quantize, quickstart, resume, train
+from mlxlora.verbs import (
+    adapter,
+    bench,
+    chat,
+    doctor,
+    evaluate,
+    fuse,
+    plan,
+    quantize,
+    quickstart,
+    resume,
+    train,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +33,7 @@ app = typer.Typer(
     help="LoRA fine-tuning on the Mac on your desk. Start with: mlxlora quickstart",
 )
 app.command()(quickstart.quickstart)
+app.command()(plan.plan)
 app.command()(train.train)
 app.command()(resume.resume)
 app.command("eval")(evaluate.evaluate)

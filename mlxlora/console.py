@@ -83,6 +83,18 @@ class Screen:
             table.add_row(escape(printable(label)), escape(printable(value)))
         self.console.print(table)
 
+    def check(self, state: str, name: str, found: str, remedy: str) -> None:
+        """One line of `doctor`: its state in colour, and under it what to do."""
+        style = {"pass": "green", "warn": "yellow", "fail": "bold red"}[state]
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(width=4)
+        table.add_column(width=9, style="dim")
+        table.add_column(overflow="fold")
+        table.add_row(Text(state, style), name, escape(printable(found)))
+        if remedy:
+            table.add_row("", "", Text(f"→ {printable(remedy)}", style))
+        self.console.print(table)
+
     def stream(self, pieces: Iterator[str]) -> str:
         """Print pieces as they come; return them joined."""
         text = ""

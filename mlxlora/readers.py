@@ -147,7 +147,8 @@ def _parsed(path: Path, size: int, kind: Kind) -> tuple[dict[str, Any], int]:
         raise kind(f"{path} has a damaged safetensors header: {_reason(error)}") from error
     if not isinstance(header, dict):
         raise kind(f"{path} has a damaged safetensors header: it is no JSON object")
-    notes = header.pop("__metadata__", {}) or {}  # MLX writes null for none
+    notes = header.pop("__metadata__", None)
+    notes = {} if notes is None else notes  # MLX writes null for none
     if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
         raise kind(f"{path} has a damaged safetensors header: __metadata__ must hold texts")
     return header, 8 + length

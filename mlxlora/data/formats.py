@@ -130,7 +130,7 @@ def _message(turn: Any, role_key: str, content_key: str, number: int) -> Message
         content = ""
     if not isinstance(content, str):
         raise RowFault(
-            f"message {number} ({role[:20]}): '{content_key}' must be text, "
+            f"message {number} ({str(role)[:20]}): '{content_key}' must be text, "
             f"this is {_json_kind(content)}"
         )
     rest = {k: v for k, v in turn.items() if k not in (role_key, content_key) and v is not None}

@@ -41,6 +41,7 @@ app.command()(chat.chat)
 app.command()(fuse.fuse)
 app.command()(quantize.quantize)
 app.command()(bench.bench)
+app.command()(doctor.doctor)
 
 adapters = typer.Typer(no_args_is_help=True, help="Look at adapters and check them.")
 adapters.command()(adapter.info)

@@ -34,6 +34,8 @@ from mlxlora.readers import expanded, fingerprint, read_json, read_text, safeten
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 INDEX = "model.safetensors.index.json"
+# How names of a layer's width end; of a width of 0, MLX's quantization ends the process.
+DIMENSIONS = ("hidden_size", "intermediate_size", "vocab_size", "head_dim", "_heads")
 # Names that families give to the number of their blocks.
 BLOCK_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 
@@ -140,6 +142,9 @@ def read_config(path: Path) -> dict[str, Any]:
             if not isinstance(settings or {}, dict):
                 raise ModelError(f"{file}: {key} must be an object")
             _check_quantization(file, settings or {})
+            for name, value in [*config.items(), *(text or {}).items()] if settings else ():
+                if name.endswith(DIMENSIONS) and type(value) in (int, float) and value < 1:
+                    raise ModelError(f"{file}: {name} cannot be {value}")
     return config
 
 

@@ -57,7 +57,9 @@ settings.load_profile("hostile")
 tried: Counter[str] = Counter()
 refused: Counter[str] = Counter()
 
-scalars = st.sampled_from(VALUES).map(copy.deepcopy) | st.integers() | st.floats() | st.text(max_size=20)
+scalars = (
+    st.sampled_from(VALUES).map(copy.deepcopy) | st.integers() | st.floats() | st.text(max_size=20)
+)
 values = st.recursive(
     scalars,
     lambda inner: (

@@ -1,9 +1,10 @@
-"""Bytes before they are spent: what a micro-batch will hold, and how to cut it so that it fits.
+"""Bytes before they are spent, roughly: enough to see that a machine obviously suffices.
 
-Activations are estimated from the sizes of the layers' outputs: a block keeps, per token,
-about twice what its linear layers and eight vectors of the model's width take (measured on
-dense decoders; a test holds the estimate to that). Attention by tiles and log-probabilities
-by blocks keep next to nothing; whole logits, where a model needs them, are kept several times.
+What is closer is measured (train/probe.py). Activations are estimated from the sizes of the
+layers' outputs: a block keeps, per token, about twice what its linear layers and eight vectors of
+the model's width take (measured on dense decoders; a test holds the estimate to that). Attention
+by tiles and log-probabilities by blocks keep next to nothing; whole logits, where a model needs
+them, are kept several times.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from mlx.utils import tree_flatten
 
 from mlxlora.lora.layers import EXPERTS, LINEAR, weight_shape
 from mlxlora.machine import block_bytes
-from mlxlora.memory import memory_budget
 from mlxlora.quantized import activation_dtype
 
 KEPT = 2.0  # of the outputs' sizes, per token and block
@@ -25,33 +25,34 @@ BLOCKS_ALIVE = 6  # temporary arrays of block_bytes() at once
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes a training step will hold, and the cut that fits them."""
+class Held:
+    """Bytes that are held from the first update to the last."""
+
+    base: int
+    adapter: int  # what is trained, its gradients and the optimizer's state
+
+    @property
+    def bytes(self) -> int:
+        return self.base + self.adapter
+
+
+@dataclass(frozen=True)
+class RoughPlan:
+    """About how many bytes a training step will hold."""
 
     weights: int  # base, adapter, gradients and optimizer state
     per_token: int  # activations kept for the backward pass, all blocks
     per_token_checkpointed: int  # the same when blocks are computed again
     working: int  # temporary arrays
-    budget: int  # what the machine offers
 
     def peak(self, tokens: int, checkpoint_blocks: bool) -> int:
-        """Predicted peak for micro-batches of so many tokens."""
+        """About the peak for micro-batches of so many tokens."""
         each = self.per_token_checkpointed if checkpoint_blocks else self.per_token
         return self.weights + self.working + each * tokens
 
-    def checkpoints(self, longest: int) -> bool:
-        """Whether the longest row only fits, if at all, with blocks computed again."""
-        return self.peak(longest, False) > self.budget
 
-    def tokens(self, wanted: int, longest: int, checkpoint_blocks: bool) -> int:
-        """Tokens per micro-batch: as many as wanted, or as fit; the longest row at least."""
-        each = self.per_token_checkpointed if checkpoint_blocks else self.per_token
-        room = (self.budget - self.weights - self.working) // max(1, each)
-        return max(min(wanted, room), min(wanted, longest), 1)
-
-
-def plan_memory(model: nn.Module, blocks: list[nn.Module], logits: int = 0) -> MemoryPlan:
-    """The plan for a model of which these blocks are differentiated.
+def plan_memory(model: nn.Module, blocks: list[nn.Module], logits: int = 0) -> RoughPlan:
+    """A rough plan for a model of which these blocks are differentiated.
 
     logits: how many a token has, if they are computed whole.
     """
@@ -63,13 +64,12 @@ def plan_memory(model: nn.Module, blocks: list[nn.Module], logits: int = 0) -> M
         kept.append(int(KEPT * size * (_outputs(block) + VECTORS * width)))
         inputs.append(size * width)
     of_logits = int(4 * LOGIT_COPIES * logits)
-    return MemoryPlan(
+    return RoughPlan(
         weights=held + OPTIMIZER_COPIES * trained,
         per_token=sum(kept) + of_logits,
         # The block at hand is there twice: its forward pass again, and its gradients.
         per_token_checkpointed=2 * max(kept) + sum(inputs) + of_logits,
         working=BLOCKS_ALIVE * block_bytes(),
-        budget=memory_budget(),
     )
 
 

@@ -8,7 +8,7 @@ from zoo import model_of
 from mlxlora.config import LoraConfig
 from mlxlora.data.batches import pack
 from mlxlora.lora.attach import new_layers
-from mlxlora.plan import MemoryPlan, plan_memory
+from mlxlora.plan import plan_memory
 from mlxlora.train.recompute import trained_blocks
 
 SIZES = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "head_dim": 64}
@@ -49,13 +49,3 @@ def test_whole_logits_are_in_the_plan():
     new_layers(model, LoraConfig(rank=8), 0)
     plain, whole = (plan_memory(model, trained_blocks(model), n) for n in (0, 32_000))
     assert whole.per_token - plain.per_token == 14 * 32_000
-
-
-def test_a_cut_that_fits_is_chosen():
-    plan = MemoryPlan(100, per_token=10, per_token_checkpointed=1, working=50, budget=1000)
-    assert not plan.checkpoints(longest=80) and plan.checkpoints(longest=90)
-    assert plan.tokens(wanted=4096, longest=60, checkpoint_blocks=False) == 85
-    assert plan.tokens(wanted=40, longest=60, checkpoint_blocks=False) == 40
-    assert plan.tokens(wanted=4096, longest=60, checkpoint_blocks=True) == 850
-    # What cannot fit is tried as small as can be.
-    assert plan.tokens(wanted=4096, longest=2000, checkpoint_blocks=True) == 2000

@@ -13,14 +13,12 @@ import mlx.nn as nn
 
 from mlxlora.config import TrainConfig
 from mlxlora.data.batches import Size
-from mlxlora.data.layout import Layout, choose_layout
-from mlxlora.errors import CheckpointError, ConfigError
-from mlxlora.machine import compiles, token_budget
-from mlxlora.plan import plan_memory
+from mlxlora.data.layout import Layout
+from mlxlora.errors import CheckpointError
+from mlxlora.memory import memory_budget
 from mlxlora.products import use_products
+from mlxlora.train.fitting import Fitter
 from mlxlora.train.forward import Forward
-from mlxlora.train.packing import position_limit
-from mlxlora.train.recompute import trained_blocks
 
 
 @dataclass(frozen=True)
@@ -62,25 +60,6 @@ def choose_ways(
     by what fits this machine. Raises ConfigError if rows are to be packed and cannot be.
     """
     forward = Forward(model)
-    wanted = train.tokens_per_microbatch
-    if train.packing is True and not forward.packs:
-        raise ConfigError("train.packing = true: rows of this model cannot be packed; use 'auto'")
-    logits = forward.vocabulary if forward.head is None else 0
-    plan = plan_memory(model, trained_blocks(model), logits)
-    checkpointed = train.checkpoint_blocks
-    forward.checkpoint_blocks = (
-        plan.checkpoints(longest) if checkpointed == "auto" else checkpointed
-    )
-    tokens = plan.tokens(token_budget(), longest, forward.checkpoint_blocks)
-    tokens = tokens if wanted == "auto" else int(wanted)
-    packed = forward.packs and train.packing is not False
-    limit = position_limit(model) if packed else None
-    layout = choose_layout(
-        sizes,
-        longest,
-        train.batch_size,
-        min(tokens, limit or tokens),
-        packed=packed,
-        exact=not compiles(),
-    )
-    return Ways(layout, forward, products)
+    cut = Fitter(model, forward, train, sizes, longest).choose(memory_budget())
+    forward.checkpoint_blocks = cut.checkpoint_blocks
+    return Ways(cut.layout, forward, products)

@@ -97,7 +97,7 @@ def check_memory(total: int, usable: int, recommended: int, limit: int, wired_mb
 
 def check_products(rate: float, cpu: bool, blas: str | None, system: str) -> Check:
     """rate: float32 operations per second of a matrix product; blas: the OpenBLAS loaded."""
-    text = f"{rate / 1e9:,.0f} GFLOP/s in float32"
+    text = f"{rate / 1e9:,.0f} GFLOP/s for matrices in float32"
     if not cpu or system != "linux":
         return Check("products", "pass", text)
     if blas is None:
@@ -203,7 +203,7 @@ def _examine_places(runs: Path) -> Iterator[Check]:
     from huggingface_hub import constants, get_token
 
     cache = Path(constants.HF_HUB_CACHE)
-    yield check_disk("disk", str(runs), within(PATIENCE, lambda: _free(runs)))
+    yield check_disk("disk", str(runs.absolute()), within(PATIENCE, lambda: _free(runs)))
     yield check_disk("hub disk", str(cache), within(PATIENCE, lambda: _free(cache)))
     yield check_cache(str(cache), within(PATIENCE, lambda: _bytes_in(cache)), cache.is_dir())
     offline = bool(constants.HF_HUB_OFFLINE)

@@ -24,7 +24,12 @@ def doctor(
     for check in examine(out):
         screen.check(check.state, check.name, check.found, check.remedy)
         checks.append(check)
-    ok = all(check.state != "fail" for check in checks)
+    states = [check.state for check in checks]
+    ok = "fail" not in states
+    if ok:
+        screen.say(f"\nReady to train; {states.count('warn') or 'no'} warnings.")
+    else:
+        screen.say(f"\n{states.count('fail')} to mend before training.", "bold red")
     screen.result({"checks": [dataclasses.asdict(check) for check in checks], "ok": ok})
     if not ok:
         raise typer.Exit(2)

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,6 @@ from mlxlora.readers import expanded, fingerprint, read_json, read_text, safeten
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 INDEX = "model.safetensors.index.json"
-# How names of a layer's width end; of a width of 0, MLX's quantization ends the process.
-DIMENSIONS = ("hidden_size", "intermediate_size", "vocab_size", "head_dim", "_heads")
 # Names that families give to the number of their blocks.
 BLOCK_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 
@@ -142,9 +140,6 @@ def read_config(path: Path) -> dict[str, Any]:
             if not isinstance(settings or {}, dict):
                 raise ModelError(f"{file}: {key} must be an object")
             _check_quantization(file, settings or {})
-            for name, value in [*config.items(), *(text or {}).items()] if settings else ():
-                if name.endswith(DIMENSIONS) and type(value) in (int, float) and value < 1:
-                    raise ModelError(f"{file}: {name} cannot be {value}")
     return config
 
 
@@ -219,11 +214,41 @@ def open_model(
     """
     config = read_config(path)
     try:
-        model, loaded = zoo.load_model(path, lazy=lazy, trust_remote_code=trust_remote_code)
+        model, loaded = zoo.load_model(
+            path, lazy=lazy, trust_remote_code=trust_remote_code, get_model_classes=_guarded_classes
+        )
+        vars(model).pop("sanitize", None)
     except Exception as error:  # sixty families of models raise what they like
         raise ModelError(_why_not_loaded(path, config, error)) from error
     _check_types(path, model)
     return model, loaded
+
+
+def _guarded_classes(config: dict[str, Any]) -> tuple[Callable[..., nn.Module], type]:
+    """mlx-lm's classes for this config; their models look at quantized weights before it does.
+
+    It divides their widths by each other to find the size of a group, and where the config
+    promises narrower layers, that is 0, by which MLX then divides: the end of the process.
+    """
+    model_class, arguments_class = zoo._get_classes(config)
+
+    def build(arguments: Any) -> nn.Module:
+        model: nn.Module = model_class(arguments)
+        own = getattr(model, "sanitize", lambda weights: weights)
+
+        def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            weights = own(weights)
+            for path, module in model.named_modules():
+                if f"{path}.scales" in weights and "weight" in module:
+                    width, groups = module.weight.shape[-1], weights[f"{path}.scales"].shape[-1]
+                    if not 1 <= groups <= width or 32 * weights[f"{path}.weight"].shape[-1] < width:
+                        raise ValueError(f"{path} is {width} wide, its weight has {groups} groups")
+            return weights
+
+        model.sanitize = sanitize
+        return model
+
+    return build, arguments_class
 
 
 def _check_types(path: Path, model: nn.Module) -> None:

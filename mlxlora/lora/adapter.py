@@ -156,7 +156,7 @@ class Adapter:
             before, after = metrics.get("valid_loss_before"), metrics.get("valid_loss")
             if before is not None and after is not None:
                 facts.append(("validation loss", f"{before:.4f} before, {after:.4f} after"))
-        facts += [(name, text) for name, text in (told.get("versions") or {}).items()]
+        facts += [(name, str(text)) for name, text in (told.get("versions") or {}).items()]
         if not told:
             facts.append(("provenance", "none (not written by mlxlora)"))
         return facts
@@ -193,7 +193,7 @@ def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[
     return [
         f"{label}: trained on {trained_on[key][:40]}, this base has {base[key][:40]}"
         for key, label in labels.items()
-        if key in trained_on and trained_on[key] != base[key]
+        if trained_on.get(key) not in (None, base[key])
     ]
 
 

@@ -98,7 +98,7 @@ def as_compiled(monkeypatch) -> list[tuple[int, ...]]:
         return plain(traced, **state)
 
     monkeypatch.setattr("mlxlora.train.step.compiles", lambda: True)
-    monkeypatch.setattr("mlxlora.train.ways.compiles", lambda: True)
+    monkeypatch.setattr("mlxlora.train.fitting.compiles", lambda: True)
     monkeypatch.setattr(mx, "compile", counting)
     return traces
 

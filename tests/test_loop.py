@@ -267,7 +267,7 @@ def test_packing_that_cannot_be_honoured_is_refused(dense, rows, tmp_path, monke
 
 
 def test_a_row_that_would_not_fit_has_its_blocks_computed_again(dense, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr("mlxlora.plan.memory_budget", lambda: 0)
+    monkeypatch.setattr("mlxlora.train.ways.memory_budget", lambda: 0)
     start = run(dense, rows, tmp_path / "run", "train.updates=1")[0]
     assert start.checkpoint_blocks and start.tokens_per_microbatch < 64
 

@@ -126,11 +126,18 @@ class Fitter:
     def fits(self, tokens: int, checkpoint_blocks: bool, budget: int) -> bool:
         return self.peak(tokens, checkpoint_blocks) <= budget
 
+    def bound(self, cut: Cut) -> int:
+        """Bytes that a run cut this way needs at most: the probed peak, or a rough one."""
+        if cut.need is not None:
+            return self.held.bytes + cut.need.bytes
+        return self._more_than_needed(cut.tokens, cut.checkpoint_blocks)
+
     def _surely_fits(self, tokens: int, checkpoint_blocks: bool, budget: int) -> bool:
+        return self._more_than_needed(tokens, checkpoint_blocks) <= budget
+
+    def _more_than_needed(self, tokens: int, checkpoint_blocks: bool) -> int:
         logits = self._words if self.forward.head is None else 0
-        rough = plan_memory(self.model, trained_blocks(self.model), logits)
-        largest = max(tokens, self.longest)
-        return ROUGHLY * rough.peak(largest, checkpoint_blocks) <= budget
+        return more_than_needed(self.model, max(tokens, self.longest), checkpoint_blocks, logits)
 
     def _most_that_fit(self, least: int, most: int, again: bool, budget: int) -> int:
         """Tokens between these, by the line through what both need."""
@@ -160,6 +167,17 @@ def updates_of(sizes: Sequence[Size], train: TrainConfig) -> Iterator[list[Size]
     updates = (order[start : start + each] for order in rows for start in range(0, count, each))
     for update in islice(updates, train.updates or None):
         yield [sizes[n] for n in update]
+
+
+def more_than_needed(
+    model: nn.Module, tokens: int, checkpoint_blocks: bool, logits: int = 0
+) -> int:
+    """Bytes beyond what micro-batches of so many tokens need, found by counting alone.
+
+    logits: how many a token has, if they are computed whole.
+    """
+    rough = plan_memory(model, trained_blocks(model), logits)
+    return int(ROUGHLY * rough.peak(tokens, checkpoint_blocks))
 
 
 def held_by(model: nn.Module, train: TrainConfig, *, first: bool = False) -> Held:

@@ -18,10 +18,9 @@ from mlxlora.errors import ConfigError
 from mlxlora.lora.attach import new_layers, prepare_full
 from mlxlora.machine import on_cpu
 from mlxlora.memory import cache_limit, memory_budget, offered_memory
-from mlxlora.plan import plan_memory
 from mlxlora.quantized import KEPT_BYTES, QUANTIZED
 from mlxlora.skeleton import Skeleton, open_skeleton
-from mlxlora.train.fitting import ROUGHLY, Fitter
+from mlxlora.train.fitting import Fitter, more_than_needed
 from mlxlora.train.forward import Forward
 from mlxlora.train.recompute import trained_blocks
 from mlxlora.train.session import QUICK_ROWS
@@ -271,9 +270,8 @@ def refuse_what_cannot_fit(run: RunConfig, *, trust_remote_code: bool = False) -
     """
     skeleton = open_skeleton(run.model, trust_remote_code=trust_remote_code)
     put_in(skeleton.model, run)
-    rough = plan_memory(skeleton.model, trained_blocks(skeleton.model))
     again = run.train.checkpoint_blocks is True
-    if ROUGHLY * rough.peak(run.data.max_length, again) <= memory_budget():
+    if more_than_needed(skeleton.model, run.data.max_length, again) <= memory_budget():
         return
     skeleton = open_skeleton(run.model, trust_remote_code=trust_remote_code)
     rows = measured_rows(run, skeleton, trust_remote_code)

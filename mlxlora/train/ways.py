@@ -28,6 +28,8 @@ class Ways:
     layout: Layout
     forward: Forward
     products: str  # of quantized weights, see products.py
+    base_bytes: int  # of the weights that are not trained
+    peak_bytes: int  # needed at most, as foretold
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that restore() reads."""
@@ -35,6 +37,8 @@ class Ways:
             "layout": dataclasses.asdict(self.layout),
             "checkpoint_blocks": self.forward.checkpoint_blocks,
             "products": self.products,
+            "base_bytes": self.base_bytes,
+            "peak_bytes": self.peak_bytes,
         }
 
     @classmethod
@@ -43,7 +47,8 @@ class Ways:
         layout = dict(value["layout"])
         layout["shapes"] = tuple(tuple(shape) for shape in layout["shapes"])
         use_products(model, value["products"])
-        ways = cls(Layout(**layout), Forward(model), value["products"])
+        sizes = value["base_bytes"], value["peak_bytes"]
+        ways = cls(Layout(**layout), Forward(model), value["products"], *sizes)
         ways.forward.checkpoint_blocks = value["checkpoint_blocks"]
         if ways.layout.packed and not ways.forward.packs:
             raise CheckpointError(
@@ -60,6 +65,7 @@ def choose_ways(
     by what fits this machine. Raises ConfigError if rows are to be packed and cannot be.
     """
     forward = Forward(model)
-    cut = Fitter(model, forward, train, sizes, longest).choose(memory_budget())
+    fitter = Fitter(model, forward, train, sizes, longest)
+    cut = fitter.choose(memory_budget())
     forward.checkpoint_blocks = cut.checkpoint_blocks
-    return Ways(cut.layout, forward, products)
+    return Ways(cut.layout, forward, products, fitter.held.base, fitter.bound(cut))

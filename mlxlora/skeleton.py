@@ -20,9 +20,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm import utils as zoo
 
-from mlxlora.base import check_directory, find, open_model, open_tokenizer
+from mlxlora.base import open_model, open_tokenizer
 from mlxlora.errors import ModelError
 from mlxlora.machine import compute_dtype
+from mlxlora.model_files import check_directory, find
 from mlxlora.quantized import use_own_products
 
 SMALL_FILES = [pattern for pattern in zoo.DEFAULT_ALLOW_PATTERNS if "safetensors" not in pattern]

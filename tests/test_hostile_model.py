@@ -14,13 +14,14 @@ from hostile import JSON_TEXTS, NAMES, damaged, json_text, mutated, nothing_writ
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxlora.base import check_directory, load
+from mlxlora.base import load
 from mlxlora.chat import Conversation
 from mlxlora.config import DataConfig
 from mlxlora.data.records import open_splits
 from mlxlora.data.render import Renderer
 from mlxlora.errors import DataError, MlxLoraError, ModelError
 from mlxlora.generate import Sampling
+from mlxlora.model_files import check_directory
 
 INDEX = "model.safetensors.index.json"
 FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]

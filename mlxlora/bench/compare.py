@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlxlora.base import check_directory, find, read_config
 from mlxlora.bench.job import MLX_LM, OURS, Decoded, Job, Trained, answer_of
 from mlxlora.bench.report import Decoding, Report, Training
 from mlxlora.bench.shapes import SHAPES
 from mlxlora.bench.workloads import WORKLOADS
 from mlxlora.errors import ConfigError, MlxLoraError
+from mlxlora.model_files import check_directory, find, read_config
 
 AGAINST = (MLX_LM, "none")
 BITS = (0, 4, 8)

@@ -15,7 +15,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxlora.base import read_config
 from mlxlora.bench.decode import PREPARATIONS, decode
 from mlxlora.bench.job import Decoded, Job, Model, Trained
 from mlxlora.bench.limit import matrix_rate, operations
@@ -31,6 +30,7 @@ from mlxlora.bench.sides import TRAINERS, Meter
 from mlxlora.bench.workloads import updates_of
 from mlxlora.errors import MlxLoraError
 from mlxlora.memory import peak_memory
+from mlxlora.model_files import read_config
 
 
 def perform(job: Job) -> Trained | Decoded:

@@ -15,13 +15,14 @@ from typing import Any, Literal, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxlora.base import Base, check_directory, find, identify, open_model
+from mlxlora.base import Base, open_model
 from mlxlora.errors import AdapterError, ExportError
 from mlxlora.export.shards import taken_tensors, write_model
 from mlxlora.files import refuse_existing
 from mlxlora.lora.adapter import Adapter, differences
 from mlxlora.lora.attach import check_whole_weights
 from mlxlora.lora.layers import LowRank, layer_for, merge_delta
+from mlxlora.model_files import check_directory, find, identify
 from mlxlora.quantized import QUANTIZED, widen
 
 Bits = Literal["default", "keep", "none"] | int

@@ -7,9 +7,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxlora.base import check_directory, find, open_model
+from mlxlora.base import open_model
 from mlxlora.errors import ExportError
 from mlxlora.export.shards import taken_tensors, write_model
+from mlxlora.model_files import check_directory, find
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)

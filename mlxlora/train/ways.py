@@ -15,7 +15,7 @@ from mlxlora.config import TrainConfig
 from mlxlora.data.batches import Size
 from mlxlora.data.layout import Layout
 from mlxlora.errors import CheckpointError
-from mlxlora.memory import memory_budget
+from mlxlora.memory import cache_limit, memory_budget
 from mlxlora.products import use_products
 from mlxlora.train.fitting import Fitter
 from mlxlora.train.forward import Forward
@@ -66,6 +66,7 @@ def choose_ways(
     """
     forward = Forward(model)
     fitter = Fitter(model, forward, train, sizes, longest)
-    cut = fitter.choose(memory_budget())
+    budget = memory_budget()
+    cut = fitter.choose(budget - cache_limit(budget))
     forward.checkpoint_blocks = cut.checkpoint_blocks
     return Ways(cut.layout, forward, products, fitter.held.base, fitter.bound(cut))

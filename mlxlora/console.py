@@ -272,7 +272,9 @@ class TrainingDisplay:
         ):
             if count:
                 say(f"note: {count:,} {what}", "yellow")
-        say(f"{clock(event.seconds)}, peak {size(event.peak_memory)}, adapter in {event.adapter}")
+        whole = f" (the process {size(event.footprint)})" if event.footprint else ""
+        peak = f"peak {size(event.peak_memory)}{whole}"
+        say(f"{clock(event.seconds)}, {peak}, adapter in {event.adapter}")
 
 
 def clock(seconds: float) -> str:

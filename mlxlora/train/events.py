@@ -105,7 +105,8 @@ class Done:
     seconds: float
     dropped_rows: int  # per epoch, nothing left to train
     truncated_rows: int  # per epoch
-    peak_memory: int  # bytes
+    peak_memory: int  # bytes, MLX's own count, of the process that finished the run
+    footprint: int  # bytes of that process at most, as the system counts; 0: it does not tell
 
 
 Event = Start | Resumed | Step | Skipped | Eval | Saved | Sample | Done

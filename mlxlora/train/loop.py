@@ -22,7 +22,7 @@ from mlxlora.errors import ConfigError
 from mlxlora.files import refuse_existing
 from mlxlora.lora.attach import detach, new_layers, prepare_full
 from mlxlora.machine import awake, token_budget
-from mlxlora.memory import keep_freed_pages
+from mlxlora.memory import keep_freed_pages, limits
 from mlxlora.products import choose_products, use_products
 from mlxlora.quantized import QUANTIZED, use_own_products
 from mlxlora.train.checkpoint import TrainState, newest
@@ -37,6 +37,7 @@ from mlxlora.train.directory import (
     rewrite,
 )
 from mlxlora.train.events import Event, Resumed
+from mlxlora.train.forecast import refuse_what_cannot_fit
 from mlxlora.train.optim import make_optimizer
 from mlxlora.train.places import LOG, checkpoint_path
 from mlxlora.train.session import Job, Session
@@ -59,7 +60,9 @@ def train(
     check(run)
     splits = open_splits(run.data, run.train.seed)
     _check_against_data(run, splits)
-    base = base or load(run.model, trust_remote_code=trust_remote_code)
+    if base is None:
+        refuse_what_cannot_fit(run, trust_remote_code=trust_remote_code)
+        base = load(run.model, trust_remote_code=trust_remote_code)
     renderer = Renderer(base.tokenizer, run.data)
     make_optimizer(run.train)  # refuses what it cannot honour, before anything is written
     with _prepared(base) as parameters:
@@ -133,7 +136,7 @@ def _events(
     session = None
     try:
         session = Session(job, log, stop, state, resumed)
-        with awake():
+        with awake(), limits(job.ways.peak_bytes, job.ways.base_bytes):
             for event in session.events():
                 log.write(event)
                 yield event

@@ -26,7 +26,7 @@ from mlxlora.data.render import Renderer
 from mlxlora.errors import CheckpointError, DataError, TrainError
 from mlxlora.generate import answer, prompt_tokens
 from mlxlora.lora.attach import low_rank_layers
-from mlxlora.memory import peak_memory
+from mlxlora.memory import footprint, peak_memory
 from mlxlora.train.checkpoint import Best, Progress, TrainState
 from mlxlora.train.directory import Log
 from mlxlora.train.events import (
@@ -340,4 +340,5 @@ class Session:
             dropped_rows=tally.dropped + tally.refused,
             truncated_rows=tally.truncated,
             peak_memory=peak_memory(),
+            footprint=footprint().most,
         )

@@ -22,7 +22,14 @@ from mlxlora.train.places import LOG, START, checkpoints_in
 DEATHS = 3  # in a row without a newer checkpoint, then it is given up
 TAIL = 16 << 10  # bytes of the child's stderr that are kept to see why it died
 INTERRUPTED = 3  # exit code: can go on
-OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+OOM_COUNTERS = tuple(
+    Path(name)
+    for name in (
+        "/sys/fs/cgroup/memory.events",
+        "/sys/fs/cgroup/memory/memory.oom_control",
+        "/proc/vmstat",
+    )
+)
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # What the child wrote before it died -> what that means, and whether it was memory.

@@ -15,7 +15,7 @@ from mlx_lm.sample_utils import make_sampler
 
 from mlxlora.base import check_tokens
 from mlxlora.data.formats import Message
-from mlxlora.errors import DataError
+from mlxlora.errors import DataError, ModelError
 
 BATCH = 32  # prompts decoded together
 
@@ -71,7 +71,7 @@ def stream(
     """
     mx.random.seed(sampling.seed)
     sampler = make_sampler(temp=sampling.temperature, top_p=sampling.top_p)
-    yield from stream_generate(
+    responses = stream_generate(
         model,
         tokenizer,
         tokens,
@@ -79,6 +79,12 @@ def stream(
         sampler=sampler,
         prompt_cache=cache,
     )
+    try:
+        yield from responses
+    except (TypeError, LookupError) as error:  # of mlx-lm's table of the tokens' spellings
+        raise ModelError(
+            "the model gave a token that its tokenizer cannot spell; they do not belong together"
+        ) from error
 
 
 def answer(model: nn.Module, tokenizer: Any, tokens: list[int], max_tokens: int) -> str:

@@ -20,6 +20,7 @@ from mlxlora.files import hash_text
 from mlxlora.readers import expanded, fingerprint, read_json, read_text, safetensors_header
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_SECONDS = 10.0  # that the Hub may take to answer
 INDEX = "model.safetensors.index.json"
 # Names that families give to the number of their blocks.
 BLOCK_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
@@ -52,16 +53,39 @@ def find(name: str | Path, revision: str | None = None) -> tuple[Path, str]:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
+    silent = not _hub_answers(str(name), revision)
     try:
         found = snapshot_download(
-            str(name), revision=revision, allow_patterns=DEFAULT_ALLOW_PATTERNS
+            str(name),
+            revision=revision,
+            allow_patterns=DEFAULT_ALLOW_PATTERNS,
+            local_files_only=silent,
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if silent:
+            reason = "it does not answer, and its cache does not hold the model"
         raise ModelError(
             f"{name} is neither a directory here nor to be had from the Hub: {reason}"
         ) from error
     return Path(found), Path(found).name
+
+
+def _hub_answers(name: str, revision: str | None) -> bool:
+    """Whether the Hub says anything of this model, be it an error.
+
+    snapshot_download waits without end for a server that takes the request and is silent.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
+    except (HfHubHTTPError, ValueError):  # why, it says again when asked for the files
+        return True
+    except Exception:  # of the HTTP library that huggingface-hub uses, or of being offline
+        return False
+    return True
 
 
 def weight_files(path: Path) -> list[Path]:

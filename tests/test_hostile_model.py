@@ -99,6 +99,23 @@ def test_names_that_are_no_model_are_refused(name, monkeypatch):
         load(name)
 
 
+def test_a_hub_that_never_answers_is_not_waited_for(monkeypatch):
+    import socket
+
+    import huggingface_hub.constants
+    import huggingface_hub.hf_api
+
+    from mlxlora import model_files
+
+    monkeypatch.setattr(model_files, "HUB_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        with value_or_error("model: silent hub", ModelError):
+            load("nobody/nothing")
+            raise AssertionError("it was found")
+
+
 @pytest.mark.parametrize("name", [*FILES, INDEX, "model.safetensors", "model-2.safetensors", "x"])
 def test_a_pipe_or_device_in_the_directory_is_refused_and_not_waited_for(broken, name):
     for make in (os.mkfifo, lambda place: place.symlink_to("/dev/zero")):
@@ -175,6 +192,16 @@ def test_weights_of_a_type_that_cannot_be_computed_with_are_named(broken, dtype)
 def test_a_directory_whose_name_is_a_pattern_is_named(dense_path, tmp_path):
     with pytest.raises(ModelError, match="in its path"):
         load(shutil.copytree(dense_path, tmp_path / "model[1]"))
+
+
+def test_a_token_that_the_tokenizer_cannot_spell_is_named(broken):
+    """Only two letters have a spelling, so a greedy answer meets one without at once."""
+    tokenizer = json.loads((broken / "tokenizer.json").read_text())
+    spelled = tokenizer["model"]["vocab"].items()
+    tokenizer["model"]["vocab"] = {k: v for k, v in spelled if k in "hi"}
+    (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match="cannot spell"):
+        list(Conversation(load(broken), None, Sampling(max_tokens=50), raw=True).say("hi"))
 
 
 # --- code -------------------------------------------------------------------------------------

@@ -84,9 +84,11 @@ def supervise(child: Child, run: Path) -> int:
         reached = max(now, reached)
         if deaths >= DEATHS or not (run / START).exists():
             return _give_up(run, deaths)
-        smaller = " in smaller pieces" if death.memory else ""
-        _say(f"Going on from {f'update {now}' if now else 'the beginning'}{smaller}.")
-        command = [*child.again, "--because", death.cause, *["--smaller"] * death.memory]
+        # What dies twice at the same place is given less at once, whatever it died of.
+        smaller = death.memory or deaths > 1
+        where = f"update {now}" if now else "the beginning"
+        _say(f"Going on from {where}{', in smaller pieces' if smaller else ''}.")
+        command = [*child.again, "--because", death.cause, *["--smaller"] * smaller]
 
 
 def why(code: int, tail: str, oom_kills: int, finished: bool) -> Death | None:

@@ -63,6 +63,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         os.chmod(temporary, 0o777 & ~_umask())
+        _sync_directory(temporary)
         _swap_in(temporary, path)
         _sync_directory(path.parent)
     except BaseException:

@@ -226,6 +226,16 @@ def test_what_is_no_run_is_refused(dense, tmp_path):
         list(loop.resume(tmp_path, dense))
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"run": 3}', None])
+def test_a_damaged_beginning_is_refused(dense, rows, tmp_path, text):
+    cut_off(dense, rows, tmp_path / "cut", 4)
+    start = tmp_path / "cut" / "start.json"
+    changed = start.read_text().replace('"packed": true', '"packed": false')
+    start.write_text(changed if text is None else text)
+    with pytest.raises(CheckpointError, match=r"start\.json is damaged"):
+        list(loop.resume(tmp_path / "cut", dense))
+
+
 def test_two_processes_cannot_train_in_one_directory(dense, rows, tmp_path):
     events = loop.train(config(dense, rows, tmp_path / "run"), dense)
     next(events)

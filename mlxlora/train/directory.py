@@ -21,7 +21,7 @@ from mlxlora.base import Identity
 from mlxlora.config import RunConfig
 from mlxlora.data.records import Splits
 from mlxlora.errors import CheckpointError, ConfigError
-from mlxlora.files import atomic_directory, remove_leftovers, write_json
+from mlxlora.files import atomic_directory, hash_text, remove_leftovers, write_json
 from mlxlora.train.events import Done, Event, from_json, to_json
 from mlxlora.train.places import CHECKPOINTS, CONFIG, LOG, START
 
@@ -95,13 +95,18 @@ def create(path: Path, origin: Origin) -> None:
     """Make the run's directory: all of it appears at once. Raises ExportError if it exists."""
     with atomic_directory(path) as directory:
         (directory / CONFIG).write_text(RunConfig.from_dict(origin.run).to_toml(), "utf-8")
-        write_json(directory / START, dataclasses.asdict(origin))
+        rewrite(directory, origin)
         (directory / LOG).touch()
 
 
 def rewrite(path: Path, origin: Origin) -> None:
-    """Keep another beginning: other ways to compute the same updates."""
-    write_json(path / START, dataclasses.asdict(origin))
+    """Keep a beginning, or another one: other ways to compute the same updates."""
+    value = dataclasses.asdict(origin)
+    write_json(path / START, {**value, "sha256": _hash(value)})
+
+
+def _hash(value: dict[str, Any]) -> str:
+    return hash_text(json.dumps(value, sort_keys=True))
 
 
 def read(path: Path) -> tuple[RunConfig, Origin]:
@@ -110,9 +115,12 @@ def read(path: Path) -> tuple[RunConfig, Origin]:
         hint = "" if path.exists() else " (it does not exist)"
         raise CheckpointError(f"{path} is not a run of mlxlora: no {START}{hint}")
     try:
-        origin = Origin(**json.loads((path / START).read_bytes()))
+        value = json.loads((path / START).read_bytes())
+        if value.pop("sha256") != _hash(value):
+            raise ValueError("its hash differs")
+        origin = Origin(**value)
         began = RunConfig.from_dict(origin.run)
-    except (OSError, ValueError, TypeError, ConfigError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{path / START} is damaged: {error}") from error
     changes = _differences(began.to_dict(), RunConfig.load(path / CONFIG).to_dict())
     if changes:

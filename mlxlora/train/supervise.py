@@ -143,6 +143,8 @@ def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.send_signal(signal.SIGCONT)
 
     handlers = {number: forward for number in FORWARDED} | {signal.SIGTSTP: pause}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup wants us to live
+        del handlers[signal.SIGHUP]
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

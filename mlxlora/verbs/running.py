@@ -80,7 +80,7 @@ def supervised(wished: bool | None, out: Path, as_json: bool, trust: bool) -> No
 
 @contextmanager
 def stop_on_signal(say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Ctrl-C or SIGTERM asks the run to stop after its update; a second Ctrl-C ends it now."""
+    """Ctrl-C, SIGTERM or a closed terminal asks the run to stop after its update; a second Ctrl-C ends it now."""
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -89,7 +89,9 @@ def stop_on_signal(say: Callable[[str], None]) -> Iterator[threading.Event]:
         stop.set()
         say("Stopping after this update and saving; once more to stop at once.")
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else nohup wants us to live
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield stop

@@ -80,7 +80,7 @@ def supervised(wished: bool | None, out: Path, as_json: bool, trust: bool) -> No
 
 @contextmanager
 def stop_on_signal(say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Ctrl-C, SIGTERM or a closed terminal asks the run to stop after its update; a second Ctrl-C ends it now."""
+    """A signal (Ctrl-C, a closed terminal) ends the run after its update; a second one now."""
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:

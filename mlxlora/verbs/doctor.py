@@ -27,7 +27,8 @@ def doctor(
     states = [check.state for check in checks]
     ok = "fail" not in states
     if ok:
-        screen.say(f"\nReady to train; {states.count('warn') or 'no'} warnings.")
+        warnings = states.count("warn")
+        screen.say(f"\nReady to train; {warnings or 'no'} warning{'s' * (warnings != 1)}.")
     else:
         screen.say(f"\n{states.count('fail')} to mend before training.", "bold red")
     screen.result({"checks": [dataclasses.asdict(check) for check in checks], "ok": ok})

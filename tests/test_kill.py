@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -11,7 +12,7 @@ import sys
 import time
 
 import pytest
-from test_cli import last_line, mlxlora
+from test_cli import mlxlora
 
 PROGRAM = [sys.executable, "-m", "mlxlora.cli"]
 # Most of the time goes into saving, so that most kills hit a save.
@@ -19,7 +20,7 @@ OPTIONS = [
     *("--rank", 4, "--batch-size", 4, "--updates", 60, "--dropout", 0.1),
     *("--set", "save.every=1", "--set", "eval.every=7"),
 ]
-KILLS = int(os.environ.get("MLXLORA_KILLS", "4"))  # of each way of training; more: all ways
+KILLS = int(os.environ.get("MLXLORA_KILLS", "6"))  # of each way of training; more: all ways
 WAYS: dict[str, tuple[str, ...]] = {
     "dropout": ("lora.dropout=0.1",),
     "padded, gzip, muon": ("train.packing=false", "train.optimizer=muon"),
@@ -76,48 +77,77 @@ def whole(dense_path, tmp_path_factory):
     return rows, rows / "whole"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WAYS if KILLS > 4 else ["dropout"])
-def test_killed_at_random_moments_again_and_again(dense_path, whole, tmp_path, name):
+def train_or_resume(directory: str, options: list[str]) -> None:
+    """What a process that will be killed does: begin the run, or go on with it."""
+    from pathlib import Path
+
+    from mlxlora.config import RunConfig
+    from mlxlora.train import loop
+
+    out = Path(directory)
+    begun = (out / "start.json").exists()
+    events = loop.resume(out) if begun else loop.train(RunConfig.load(None, options))
+    for _ in events:
+        pass
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """Starts a process that has everything imported and has computed nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mlxlora.train.loop"])
+
+    def start(*arguments):
+        process = context.Process(target=train_or_resume, args=arguments)
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.mark.parametrize("name", WAYS if KILLS > 6 else ["dropout"])
+def test_killed_at_random_moments_again_and_again(dense_path, whole, fresh, tmp_path, name):
     rows = whole[0]
     if "gzip" in name:
         content = gzip.compress((rows / "train.jsonl").read_bytes())
         rows = tmp_path / "rows.jsonl.gz"
         rows.write_bytes(content)
     length = max(60, 12 * KILLS)
-    more = [word for option in WAYS[name] for word in ("--set", option)] + ["--updates", length]
-    assert mlxlora(*command(dense_path, rows, tmp_path / "whole", *more)).returncode == 0
+    given = [f"model={dense_path}", f"data.path={rows}", "lora.rank=4", "save.every=1"]
+    given += ["train.batch_size=4", "eval.every=7", f"train.updates={length}", *WAYS[name]]
+    out = tmp_path / "run"
+    undisturbed = fresh(str(tmp_path / "whole"), [*given, f"out={tmp_path / 'whole'}"])
+    undisturbed.join()
     draw = random.Random(int(os.environ.get("MLXLORA_SEED", "0")))
-    out, kills, saving = tmp_path / "run", 0, 0
+    kills = saving = 0
     while kills < KILLS:
-        begun = (out / "start.json").exists()
-        again = ["resume", out] if begun else command(dense_path, rows, out, *more)
-        process = started(*again)
+        process = fresh(str(out), [*given, f"out={out}"])
         if not killed_in_training(process, out, draw):
             break  # it was faster than we are
         kills += 1
         saving += any(out.glob(".*")) or any(out.glob("checkpoints/.*"))
-    done = mlxlora("resume", out, "--json")
-    assert done.returncode == 0, done.stderr
-    assert last_line(done)["reason"] == "finished"
+    last = fresh(str(out), [*given, f"out={out}"])
+    last.join()
+    assert last.exitcode == 0
     print(f"{name}: {kills} kills, {saving} of them in the middle of a save")
     assert kills == KILLS
+    assert json.loads(read(out).splitlines()[-1])["reason"] == "finished"
     assert weights(out) == weights(tmp_path / "whole")
     assert updates(out) == list(range(1, length + 1))
     assert not [*out.glob(".*"), *out.glob("checkpoints/.*")]
 
 
-def killed_in_training(process: subprocess.Popen, out, draw: random.Random) -> bool:
+def killed_in_training(process, out, draw: random.Random) -> bool:
     """Kill it a random moment after it began to log; False if it ended before."""
     before = read(out)
     deadline = time.monotonic() + 60
-    while process.poll() is None and read(out) == before and time.monotonic() < deadline:
+    while process.is_alive() and read(out) == before and time.monotonic() < deadline:
         time.sleep(0.003)
     time.sleep(draw.uniform(0, 0.2))
-    process.send_signal(signal.SIGKILL)
-    _, error = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), error
-    return process.returncode == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,7 +3,7 @@
     import mlxlora
     base = mlxlora.load("mlx-community/Qwen3-0.6B-4bit")
     run = mlxlora.RunConfig.load("recipe.toml", ["lora.rank=32"])
-    for event in mlxlora.train(run, base): ...
+    for event in mlxlora.train(run, base): ...  # or mlxlora.resume("runs/sql", base)
     adapter = mlxlora.Adapter.load("runs/sql/adapter")
     mlxlora.attach(base.model, adapter); mlxlora.detach(base.model)
     mlxlora.fuse(base, adapter, "fused/")
@@ -31,10 +31,11 @@ _HOMES = {
     "fuse": "mlxlora.export.fuse",
     "load": "mlxlora.base",
     "quantize": "mlxlora.export.quantize",
+    "resume": "mlxlora.train.loop",
     "train": "mlxlora.train.loop",
 }
 __all__ = ["Adapter", "Base", "MlxLoraError", "RunConfig", "__version__", "attach", "detach"]
-__all__ += ["evaluate", "fuse", "load", "quantize", "train"]
+__all__ += ["evaluate", "fuse", "load", "quantize", "resume", "train"]
 
 if TYPE_CHECKING:
     from mlxlora.base import Base, load
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from mlxlora.export.quantize import quantize
     from mlxlora.lora.adapter import Adapter
     from mlxlora.lora.attach import attach, detach
-    from mlxlora.train.loop import train
+    from mlxlora.train.loop import resume, train
 
 
 def __getattr__(name: str) -> Any:

@@ -82,6 +82,7 @@ class Saved:
     update: int
     path: str
     why: str  # "checkpoint", "best", "last" or "interrupted"
+    seconds: float  # that saving took
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,10 @@ class Saver:
         prune(self.directory, self._run.save.keep, progress.best.update)
         self.checkpointed = progress.update
         self._when = time.perf_counter()
+        cost = self._when - began
         wished = max(SECONDS, min(size / BYTES_A_SECOND, LONGEST))
-        self._rest = max(wished, TIMES_ITS_COST * (self._when - began))
-        return Saved(progress.update, str(path), "checkpoint")
+        self._rest = max(wished, TIMES_ITS_COST * cost)
+        return Saved(progress.update, str(path), "checkpoint", cost)
 
     def adapter(self, progress: Progress, why: str) -> Saved:
         """Save the present weights as the run's adapter, over the one that is there."""
@@ -75,9 +76,10 @@ class Saver:
             remove_directory(path)
 
     def _save(self, path: Path, progress: Progress, why: str) -> Saved:
+        began = time.perf_counter()
         provenance = self._provenance(progress)
         collect(self._base.model, self._run.lora, provenance).save(path, replace=True)
-        self.last = Saved(progress.update, str(path), why)
+        self.last = Saved(progress.update, str(path), why, time.perf_counter() - began)
         return self.last
 
     def _provenance(self, progress: Progress) -> dict[str, Any]:

@@ -258,6 +258,8 @@ class TrainingDisplay:
 
     def _finish(self, event: Done) -> None:
         say = self.screen.say
+        if self._start is None:
+            say(f"This run is finished already, after update {event.update}; nothing was done.")
         if event.valid_loss is not None and event.valid_loss_before is not None:
             say(
                 f"validation loss {event.valid_loss_before:.3f} -> {event.valid_loss:.3f}  "

@@ -1,9 +1,9 @@
-"""The frozen matrix product of training: packed or widened, by a short race at the start.
+"""The frozen matrix product of training: packed or widened; on a GPU by a short race at the start.
 
 A quantized weight can be multiplied as it is packed or widened first. Which is faster, and
 for how many rows, depends on the device and the version of MLX: the CPU is many times as
-fast widened, and nobody has told us of every GPU. So both are timed, forward and backward,
-on one layer of the model itself.
+fast widened, and nobody has told us of every GPU. So there both are timed, forward and
+backward, on one layer of the model itself.
 """
 
 import time
@@ -11,10 +11,11 @@ import time
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxlora.machine import probe_rows
+from mlxlora.machine import products_known
 from mlxlora.quantized import activation_dtype, install_wide_products, remove_wide_products
 
 PACKED, WIDENED = "packed", "widened"
+PROBE_ROWS = 512  # enough to tell, few enough to take no time
 TRIALS = 3
 
 
@@ -25,15 +26,19 @@ def choose_products(model: nn.Module, tokens: int) -> str:
     """
     if _largest(model) is None:
         return ""
-    rows, seconds = min(tokens, probe_rows()), {}
+    best = WIDENED if products_known() else _faster(model, min(tokens, PROBE_ROWS))
+    use_products(model, best)
+    return best
+
+
+def _faster(model: nn.Module, rows: int) -> str:
+    seconds = {}
     for name, prepare in ((PACKED, remove_wide_products), (WIDENED, install_wide_products)):
         prepare(model)
         layer = _largest(model)
         assert layer is not None
         seconds[name] = _time(layer, rows, activation_dtype(model.layers[0]))
-    best = min(seconds, key=lambda name: seconds[name])
-    use_products(model, best)
-    return best
+    return min(seconds, key=lambda name: seconds[name])
 
 
 def use_products(model: nn.Module, name: str) -> None:

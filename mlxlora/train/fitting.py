@@ -111,8 +111,19 @@ class Fitter:
         if key not in self._needs:
             layout = self.layout(tokens)
             rows = largest_update(self.sizes, self.train, layout)
-            self._needs[key] = self._prober(rows, layout, checkpoint_blocks)
+            try:
+                self._needs[key] = self._prober(rows, layout, checkpoint_blocks)
+            except Exception:  # whatever an architecture raises with few of its blocks
+                size = largest(cut(rows, layout)).inputs.size
+                self._needs[key] = self._guess(size, checkpoint_blocks)
         return self._needs[key]
+
+    def _guess(self, tokens: int, checkpoint_blocks: bool) -> Need:
+        """What can be said of a model that does not work with few of its blocks."""
+        logits = self._words if self.forward.head is None else 0
+        rough = plan_memory(self.model, trained_blocks(self.model), logits)
+        activations = rough.peak(tokens, checkpoint_blocks) - rough.peak(0, checkpoint_blocks)
+        return Need(tokens, activations, rough.working, 0, math.nan, 0.0)
 
     def tokens_per_update(self, tokens: int) -> float:
         """Places in the micro-batches of an update, padding included: the mean of the first few."""

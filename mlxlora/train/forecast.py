@@ -197,7 +197,8 @@ class Forecaster:
         if blocks > 1:
             each = (now.activations + now.adapter) / blocks
             fewer = min(max(1, blocks - math.ceil(excess / max(1.0, each))), blocks // 2)
-            what = f"adapters in the last {fewer} blocks only, of {blocks}"
+            last = "the last block" if fewer == 1 else f"the last {fewer} blocks"
+            what = f"adapters in {last} only, of {blocks}"
             found.append((what, f"--set lora.blocks={fewer}", int((blocks - fewer) * each)))
         if rank > 1:
             lower = max(1, rank // 4)

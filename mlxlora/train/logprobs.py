@@ -60,8 +60,11 @@ def _walk(
     size = _block_size(count, head.size)
     for start in range(0, head.size, size):
         part = output_rows(head.layer, start, min(head.size, start + size))
-        # The next block waits for this one, so that one exists at a time.
-        waiting = mx.depends([hidden], [total, pulled, chosen])[0] if start else hidden
+        # The next block waits for this one, so that one exists at a time; so does its weight,
+        # which may have to be widened.
+        waiting = hidden
+        if start:
+            waiting, part.weight = mx.depends([hidden, part.weight], [total, pulled, chosen])
         logits = _logits(head, part, waiting)
         place = mx.clip(targets[:, None] - start, 0, logits.shape[1] - 1)
         here = (targets[:, None] >= start) & (targets[:, None] < start + size)

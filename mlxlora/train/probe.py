@@ -1,6 +1,6 @@
 """What an update holds and how long it takes, found by doing one with a few blocks of the model.
 
-One update with one block, one with more blocks of each kind and one with more words tell what
+An update with few blocks, one with more blocks of each kind and one with more words tell what
 each of them adds; the rest follows, because blocks of a kind are alike. What is measured is
 MLX's own record of its memory. Where a micro-batch of the size asked for would take too long
 (CPU_WORK), a smaller one is computed, and what it holds per token counts.
@@ -27,6 +27,8 @@ from mlxlora.train.optim import make_optimizer
 from mlxlora.train.step import Stepper
 from mlxlora.train.thin import Fill, kinds_of_blocks, thin, words_of
 
+# Blocks to begin with. Those computed again meet each other's temporary arrays.
+START = {False: 2, True: 3}
 MORE = 2  # blocks by which the second update is larger
 CHUNKS = 4  # blocks of logits that are enough to be like many
 FEW_WORDS = 1024
@@ -93,34 +95,32 @@ class Prober:
         probed = batch if tokens <= affordable else _smaller(sizes, affordable)
         share = tokens / probed.inputs.size
 
-        first = self._kinds[0]
         words = self._few_words(len(probed.positions))
-        one = self._read(first[:1], words, probed, checkpoint_blocks)
-        blocks = _Reading(0, 0, 0, 0)  # all that are differentiated, but the first
+        few = self._kinds[0][: START[checkpoint_blocks]]
+        one = self._read(few, words, probed, checkpoint_blocks)
+        blocks = each = _Reading(0, 0, 0, 0)  # all that are differentiated; one of the first kind
         for number, kind in enumerate(self._kinds):
-            count = len(kind) - (number == 0)
-            if count:
-                added = (kind[number == 0 :] * MORE)[:MORE]
-                more = self._read([*first[:1], *added], words, probed, checkpoint_blocks)
-                blocks = blocks + (more - one) * (count / MORE)
-        whole = one + blocks
+            others = [b for b in kind if not any(b is known for known in few)] or kind
+            more = self._read([*few, *(others * MORE)[:MORE]], words, probed, checkpoint_blocks)
+            added = (more - one) * (1 / MORE)
+            blocks = blocks + added * len(kind)
+            each = added if number == 0 else each
+        whole = one - each * len(few) + blocks
         if words < self._words:
             added_words = min(words, self._words - words)
-            wide = self._read(first[:1], words + added_words, probed, checkpoint_blocks)
+            wide = self._read(few, words + added_words, probed, checkpoint_blocks)
             by_words = (wide - one) * ((self._words - words) / added_words)
             if self._forward.head is not None:  # logits come by blocks: no more at once
                 by_words = replace(by_words, bytes=0.0, update=0.0)
             whole = whole + by_words
-        each = blocks.bytes / max(1, sum(map(len, self._kinds)) - 1)
-        activations = blocks.bytes + (each if blocks.bytes else 0.0)
-        working = whole.bytes - activations
+        working = whole.bytes - blocks.bytes
         if share > 1:  # what is cut in blocks grows no more, what a block keeps does
-            working += each * (share - 1)
+            working += each.bytes * (share - 1)
         below = len(self._model.layers) - sum(map(len, self._kinds))
-        seconds = whole.seconds + below / 3 * one.seconds
+        seconds = whole.seconds + below / 3 * each.seconds
         return Need(
             tokens,
-            int(activations * share),
+            int(blocks.bytes * share),
             max(0, int(working)),
             int(whole.update),
             seconds * share,
@@ -137,7 +137,7 @@ class Prober:
         if not on_cpu():
             return GPU_TOKENS
         largest_block = max(_weights(kind[0]) for kind in self._kinds)
-        work = CPU_WORK / (6 * (1 + MORE) * largest_block)
+        work = CPU_WORK / (6 * (START[False] + MORE) * largest_block)
         return int(min(CPU_TOKENS, max(LEAST_TOKENS, work)))
 
     def _read(

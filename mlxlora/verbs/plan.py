@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 PARTS = {
     "base": "base weights",
-    "adapter": "what is trained, gradients, optimizer",
-    "activations": "activations kept for the backward pass",
-    "working": "blocks of logits and attention, temporary",
-    "cache": "cache of freed memory",
+    "adapter": "trained weights, gradients, optimizer",
+    "activations": "activations for the backward pass",
+    "working": "attention, logits, temporary arrays",
+    "cache": "cache of freed arrays",
 }
 
 
@@ -71,13 +71,11 @@ def _show(screen: Any, found: "Forecast", who: str) -> None:
     from mlxlora.console import clock, size
 
     needed = found.peak + found.cache
-    offer = f"of {size(found.budget)} that {who} offers"
+    offer = f"the {size(found.budget)} that {who} offers"
     if found.fits:
-        screen.say(f"It fits: {size(found.budget - needed)} {offer} remain.", "bold green")
+        screen.say(f"It fits: {size(needed)} of {offer}.", "bold green")
     else:
-        screen.say(
-            f"It does not fit: {size(needed - found.budget)} too much, {offer}.", "bold yellow"
-        )
+        screen.say(f"It does not fit: {size(needed)}, and not {offer}.", "bold yellow")
     sizes = {**found.parts, "cache": found.cache}
     rows = [(PARTS[name], size(value), f"{value / needed:.0%}") for name, value in sizes.items()]
     screen.say()
@@ -96,9 +94,9 @@ def _show(screen: Any, found: "Forecast", who: str) -> None:
         screen.say(f"note: {note}", "yellow")
     if found.changes:
         screen.heading("What would change that")
-        for change in found.changes:
+        for number, change in enumerate(found.changes, 1):
             enough = ", enough alone" if change.fits else ""
-            screen.say(f"{change.what}: saves {size(change.saves)}{enough}")
+            screen.say(f"{number}. {change.what}: saves {size(change.saves)}{enough}")
             screen.command(*shlex.split(change.option))
 
 

@@ -151,6 +151,19 @@ def test_tensors_of_any_type_and_shape(base, good, data):
     use("adapter: any tensors", base, good, WEIGHTS, whole, hashed=True)
 
 
+@pytest.mark.parametrize(
+    "place", ["base", "data", "metrics", "versions", "data.files", "base.name"]
+)
+@pytest.mark.parametrize("inner", ["", ".fingerprint", ".train", ".mlx", ".update"])
+def test_null_in_provenance_is_as_good_as_absent(base, good, place, inner):
+    tree = node = json.loads((good / PROVENANCE).read_text())
+    *path, last = (place + inner).split(".")
+    for name in path:
+        node = node[name] if isinstance(node.get(name), dict) else node
+    node[last] = None
+    use("adapter: null in provenance", base, good, PROVENANCE, json_text(tree).encode())
+
+
 @pytest.mark.parametrize("name", [CONFIG, PROVENANCE])
 @pytest.mark.parametrize("text", JSON_TEXTS)
 def test_texts_that_no_tree_gives(base, good, name, text):

@@ -149,8 +149,9 @@ class Adapter:
         if base:
             facts.append(("base", f"{base.get('name')} ({base.get('quantization')})"))
         for name, file in files.items():
-            rows = f"{file.get('rows') or 0:,} {self.format}"
-            facts.append((f"{name} rows", f"{rows} in {file.get('path')}"))
+            told_of = file or {}
+            rows = f"{told_of.get('rows') or 0:,} {self.format}"
+            facts.append((f"{name} rows", f"{rows} in {told_of.get('path')}"))
         if metrics:
             facts.append(("update", f"{metrics.get('update')} of {metrics.get('updates')}"))
             before, after = metrics.get("valid_loss_before"), metrics.get("valid_loss")

@@ -71,6 +71,8 @@ class Fitter:
             )
         self.model, self.forward, self.train = model, forward, train
         self.sizes, self.longest = sizes, longest
+        # The longest row that was seen: a longer one, should it come, stands alone.
+        self.longest_seen = max(length for length, _ in sizes)
         self.packed = forward.packs and train.packing is not False
         self.held = held_by(model, train, first=first)
         self._limit = position_limit(model) if self.packed else None
@@ -82,7 +84,7 @@ class Fitter:
         """The fastest cut that fits the budget, or else the one that needs least."""
         wanted, again = self.train.tokens_per_microbatch, self.train.checkpoint_blocks is True
         most = token_budget() if wanted == "auto" else int(wanted)
-        least = min(most, self.longest) if wanted == "auto" else most
+        least = min(most, self.longest_seen) if wanted == "auto" else most
         if self._surely_fits(most, again, budget):
             return self.cut(most, again)
         if self.train.checkpoint_blocks == "auto":

@@ -157,9 +157,10 @@ class Forecaster:
 
     def _other_cuts(self, now: Forecast) -> list[tuple[str, str, int]]:
         found, tokens = [], now.tokens_per_microbatch
-        if tokens > self.rows.longest:
-            saves = now.peak - self.fitter.peak(self.rows.longest, now.checkpoint_blocks)
-            option = f"--set train.tokens_per_microbatch={self.rows.longest}"
+        longest = self.fitter.longest_seen
+        if tokens > longest:
+            saves = now.peak - self.fitter.peak(longest, now.checkpoint_blocks)
+            option = f"--set train.tokens_per_microbatch={longest}"
             found.append(("fewer tokens at once", option, saves))
         if not now.checkpoint_blocks:
             saves = now.peak - self.fitter.peak(tokens, True)
@@ -207,7 +208,7 @@ class Forecaster:
         return found
 
     def _shorter_rows(self, now: Forecast, excess: int) -> list[tuple[str, str, int]]:
-        longest = self.rows.longest
+        longest = self.fitter.longest_seen
         if longest <= LENGTH_STEP or now.tokens_per_microbatch > longest:
             return []  # the longest row is not what decides
         each = (now.activations + now.working / 2) / longest

@@ -101,15 +101,17 @@ class Prober:
         blocks = each = _Reading(0, 0, 0, 0)  # all that are differentiated; one of the first kind
         for number, kind in enumerate(self._kinds):
             others = [b for b in kind if not any(b is known for known in few)] or kind
-            more = self._read([*few, *(others * MORE)[:MORE]], words, probed, checkpoint_blocks)
+            many = [*few, *(others * MORE)[:MORE]]
+            more = self._read(many, words, probed, checkpoint_blocks)
             added = (more - one) * (1 / MORE)
             blocks = blocks + added * len(kind)
             each = added if number == 0 else each
         whole = one - each * len(few) + blocks
         if words < self._words:
             added_words = min(words, self._words - words)
-            wide = self._read(few, words + added_words, probed, checkpoint_blocks)
-            by_words = (wide - one) * ((self._words - words) / added_words)
+            # With more blocks, because an optimizer with little else to do holds more of the words.
+            wide = self._read(many, words + added_words, probed, checkpoint_blocks)
+            by_words = (wide - more) * ((self._words - words) / added_words)
             if self._forward.head is not None:  # logits come by blocks: no more at once
                 by_words = replace(by_words, bytes=0.0, update=0.0)
             whole = whole + by_words

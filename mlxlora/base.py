@@ -20,8 +20,7 @@ from mlx_lm import utils as zoo
 
 from mlxlora.errors import DataError, ModelError
 from mlxlora.machine import compute_dtype
-from mlxlora.model_files import Identity as Identity
-from mlxlora.model_files import check_directory, find, identify, read_config
+from mlxlora.model_files import Identity, check_directory, find, identify, read_config
 from mlxlora.quantized import QUANTIZED, use_own_products
 
 

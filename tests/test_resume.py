@@ -232,7 +232,7 @@ def test_a_damaged_beginning_is_refused(dense, rows, tmp_path, text):
     start = tmp_path / "cut" / "start.json"
     changed = start.read_text().replace('"packed": true', '"packed": false')
     start.write_text(changed if text is None else text)
-    with pytest.raises(CheckpointError, match=r"start\.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"start\.json (is|does)"):
         list(loop.resume(tmp_path / "cut", dense))
 
 

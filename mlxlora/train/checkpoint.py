@@ -7,7 +7,6 @@ of the rows, dropout, the learning rate.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from mlxlora.files import (
     save_tensors,
     write_json,
 )
+from mlxlora.readers import read_json
 from mlxlora.train.places import CHECKPOINTS, checkpoint_path, checkpoints_in
 
 ARRAYS, PROGRESS, HASHES = "arrays.safetensors", "progress.json", "sha256.json"
@@ -84,11 +84,11 @@ class TrainState:
     def load(cls, path: Path) -> "TrainState":
         """Raises CheckpointError, saying why, unless every byte is as it was written."""
         try:
-            hashes = json.loads((path / HASHES).read_bytes())
+            hashes = read_json(path / HASHES, CheckpointError)
             for name in (ARRAYS, PROGRESS):
                 if hash_file(path / name) != hashes[name]:
                     raise CheckpointError(f"{path / name} is damaged: its hash differs")
-            progress = Progress.from_dict(json.loads((path / PROGRESS).read_bytes()))
+            progress = Progress.from_dict(read_json(path / PROGRESS, CheckpointError))
             arrays = cast(dict[str, mx.array], mx.load(str(path / ARRAYS)))
             mx.eval(arrays)  # the file may be pruned before they are used
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

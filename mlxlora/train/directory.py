@@ -17,11 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mlxlora.base import Identity
 from mlxlora.config import RunConfig
 from mlxlora.data.records import Splits
 from mlxlora.errors import CheckpointError, ConfigError
 from mlxlora.files import atomic_directory, hash_text, remove_leftovers, write_json
+from mlxlora.model_files import Identity
+from mlxlora.readers import expanded, read_json
 from mlxlora.train.events import Done, Event, from_json, to_json
 from mlxlora.train.places import CHECKPOINTS, CONFIG, LOG, START
 
@@ -75,8 +76,9 @@ class Origin:
 
     def find(self, path: str) -> str:
         """A relative path of the config as seen from here, or else from where the run began."""
-        there = Path(self.folder) / Path(path).expanduser()
-        return str(there) if not Path(path).expanduser().exists() and there.exists() else path
+        here = expanded(path)
+        there = Path(self.folder) / here
+        return str(there) if not here.exists() and there.exists() else path
 
 
 def describe(splits: Splits) -> dict[str, dict[str, Any]]:
@@ -115,12 +117,12 @@ def read(path: Path) -> tuple[RunConfig, Origin]:
         hint = "" if path.exists() else " (it does not exist)"
         raise CheckpointError(f"{path} is not a run of mlxlora: no {START}{hint}")
     try:
-        value = json.loads((path / START).read_bytes())
+        value = read_json(path / START, CheckpointError)
         if value.pop("sha256") != _hash(value):
             raise ValueError("its hash differs")
         origin = Origin(**value)
         began = RunConfig.from_dict(origin.run)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
+    except (ValueError, TypeError, KeyError, ConfigError) as error:
         raise CheckpointError(f"{path / START} is damaged: {error}") from error
     changes = _differences(began.to_dict(), RunConfig.load(path / CONFIG).to_dict())
     if changes:

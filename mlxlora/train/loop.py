@@ -25,6 +25,7 @@ from mlxlora.machine import awake, token_budget
 from mlxlora.memory import keep_freed_pages, limits
 from mlxlora.products import choose_products, use_products
 from mlxlora.quantized import QUANTIZED, use_own_products
+from mlxlora.readers import expanded
 from mlxlora.train.checkpoint import TrainState, newest
 from mlxlora.train.directory import (
     Log,
@@ -94,7 +95,7 @@ def resume(
     Raises CheckpointError if the directory is no run, another process is at it, or the base,
     the rows or the options are not what they were.
     """
-    directory = Path(path).expanduser()
+    directory = expanded(path)
     run, origin = read(directory)
     done = finished(directory)
     if done is not None:
@@ -192,7 +193,7 @@ def check(run: RunConfig) -> None:
 
 
 def _out(run: RunConfig) -> Path:
-    return Path(run.out).expanduser()
+    return expanded(run.out)
 
 
 def _check_against_data(run: RunConfig, splits: Splits) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mlxlora.config import RunConfig
+from mlxlora.readers import expanded
 from mlxlora.schema import toml_value
 from mlxlora.verbs.flags import flags
 from mlxlora.verbs.options import AsJson, Sets, Trust
@@ -28,7 +29,7 @@ def train(
     named = {"model": model, "data.path": data, "out": out}
     given = [f"{key}={toml_value(value)}" for key, value in named.items() if value]
     run = RunConfig.load(recipe, [*given, *overrides, *(set or [])])
-    place = Path(run.out).expanduser()
+    place = expanded(run.out)
     if run.out:
         supervised(supervise, place, as_json, trust_remote_code)
     from mlxlora.train.loop import check

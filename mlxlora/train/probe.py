@@ -69,6 +69,9 @@ class _Reading:
     def __mul__(self, factor: float) -> "_Reading":
         return _Reading(*(factor * value for value in vars(self).values()))
 
+    def at_least_nothing(self) -> "_Reading":
+        return _Reading(*(max(0.0, value) for value in vars(self).values()))
+
     def __sub__(self, other: "_Reading") -> "_Reading":
         return self + other * -1.0
 
@@ -103,7 +106,7 @@ class Prober:
             others = [b for b in kind if not any(b is known for known in few)] or kind
             many = [*few, *(others * MORE)[:MORE]]
             more = self._read(many, words, probed, checkpoint_blocks)
-            added = (more - one) * (1 / MORE)
+            added = (more - one).at_least_nothing() * (1 / MORE)
             blocks = blocks + added * len(kind)
             each = added if number == 0 else each
         whole = one - each * len(few) + blocks
@@ -153,8 +156,10 @@ class Prober:
             update, seconds_update = self._measure(stepper, tiny)
             if not on_cpu():
                 self._measure(stepper, [batch])  # compiled
-            # The second is on its way before the first is done.
-            most, seconds = self._measure(stepper, [batch] * self._at_once)
+            # The second is on its way before the first is done. How far ahead MLX gets depends on
+            # what else the machine does: the most of two, the shorter time.
+            both = [self._measure(stepper, [batch] * self._at_once) for _ in range(2)]
+            most, seconds = max(m for m, _ in both), min(s for _, s in both)
             del stepper, forward
         mx.clear_cache()
         return _Reading(most, update, (seconds - seconds_update) / self._at_once, seconds_update)

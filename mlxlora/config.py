@@ -155,7 +155,8 @@ class TrainConfig:
     )
     tokens_per_microbatch: int | Literal["auto"] = option(
         "auto",
-        "an update is cut into pieces of at most this many tokens; the result is the same",
+        "an update is cut into pieces of at most this many tokens; the result is the same, but for "
+        "what dropout draws",
         "tokens",
         lambda n: n == "auto" or n >= 1,
         "'auto' or at least 1",
@@ -195,7 +196,7 @@ class SaveConfig:
     every: int = option(
         0,
         "save a checkpoint every so many updates (0: about once a minute, less often if it is "
-        "large)",
+        "large); with each new best there is one too",
         "optimizer updates",
         _not_negative,
         "0 or more",

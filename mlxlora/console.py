@@ -4,7 +4,11 @@ Results go to stdout and, with --json, progress goes to stderr, so that the last
 stdout is one JSON object. Where the output is no terminal, lines are plain and few.
 """
 
+import contextlib
+import errno
 import json
+import math
+import os
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,8 +44,26 @@ class Screen:
             self._counter = None
         return self._console
 
+    @contextlib.contextmanager
+    def unless_gone(self) -> Iterator[None]:
+        """Inside, a terminal or pipe that is gone fails nothing; from then on nothing is shown."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._console.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # no real file, as in a test
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._console.file.fileno())
+            os.close(nowhere)
+
     def say(self, text: str = "", style: str = "") -> None:
-        self.console.print(Text(printable(text), style))
+        with self.unless_gone():
+            self.console.print(Text(printable(text), style))
 
     def line(self, text: str, style: str = "") -> None:
         """One line of the screen, its end cut off if need be; line ends are shown as such."""
@@ -60,6 +82,7 @@ class Screen:
     def result(self, value: Any) -> None:
         """The machine-readable result, only with --json: one object, one line."""
         if self.as_json:
+            value = _finite(value)
             text = json.dumps(value, ensure_ascii=False, default=str)
             if any("\ud800" <= c <= "\udfff" for c in text):  # of a file's name that is not UTF-8
                 text = json.dumps(value, default=str)
@@ -149,14 +172,18 @@ class TrainingDisplay:
             for event in events:
                 if isinstance(event, Done):
                     done = event
-                    region.update(Text(), refresh=True)
-                self._show(event)
-                if isinstance(event, Start) and live:
-                    region.update(Text("starting", "dim"))
-                    region.refresh()
-                if isinstance(event, Step) and live:
-                    region.update(self._status(event), refresh=True)
+                with self.screen.unless_gone():
+                    self._present(event, region, live)
         return done
+
+    def _present(self, event: Event, region: Live, live: bool) -> None:
+        if isinstance(event, Done):
+            region.update(Text(), refresh=True)
+        self._show(event)
+        if isinstance(event, Start) and live:
+            region.update(Text("starting", "dim"), refresh=True)
+        if isinstance(event, Step) and live:
+            region.update(self._status(event), refresh=True)
 
     def _show(self, event: Event) -> None:
         say = self.screen.say
@@ -277,6 +304,15 @@ class TrainingDisplay:
         whole = f" (the process {size(event.footprint)})" if event.footprint else ""
         peak = f"peak {size(event.peak_memory)}{whole}"
         say(f"{clock(event.seconds)}, {peak}, adapter in {event.adapter}")
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what is no number: JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def clock(seconds: float) -> str:

@@ -4,8 +4,11 @@ Base and adapters are measured on the same rows with the same mask, so figures c
 """
 
 import os
+import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mlxlora.base import Base
 from mlxlora.config import DataConfig
@@ -143,3 +146,13 @@ def _question(base: Base, record: Record) -> tuple[str, str, list[int]]:
     else:
         tokens = chat_tokens(base.tokenizer, before, record.tools and list(record.tools))
     return asked, record.messages[last]["content"], tokens
+
+
+class _Callable(types.ModuleType):
+    """mlxlora.evaluate is this module and, as the library promises, a function too."""
+
+    def __call__(self, *args: Any, **options: Any) -> Iterator[Result]:
+        return evaluate(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

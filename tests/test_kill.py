@@ -1,14 +1,17 @@
 """Faults of a real process: killed anywhere, a full disk, no permission, signals."""
 
+import fcntl
 import gzip
 import json
 import multiprocessing
 import os
 import random
 import resource
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -164,6 +167,32 @@ def test_a_signal_saves_and_says_how_to_go_on(number, dense_path, whole, tmp_pat
     assert done.returncode == 0, done.stderr
     assert weights(out) == weights(undisturbed)
     assert updates(out) == list(range(1, 61))
+
+
+def test_a_closed_terminal_saves_and_the_run_goes_on_later(dense_path, whole, tmp_path):
+    rows, undisturbed = whole
+    out = tmp_path / "run"
+    near, far = os.openpty()
+    words = [*PROGRAM, *map(str, command(dense_path, rows, out))]
+    process = subprocess.Popen(
+        words, stdin=far, stdout=far, stderr=far, start_new_session=True, preexec_fn=own_terminal
+    )
+    os.close(far)
+    while '"step", "update": 9,' not in read(out):
+        if select.select([near], [], [], 0.05)[0]:
+            os.read(near, 4096)
+        assert process.poll() is None
+    os.close(near)  # the system hangs up: SIGHUP, and nothing can be shown any more
+    assert process.wait(timeout=60) == 3
+    assert json.loads(read(out).splitlines()[-1])["reason"] == "interrupted"
+    done = mlxlora("resume", out)
+    assert done.returncode == 0, done.stderr
+    assert weights(out) == weights(undisturbed)
+
+
+def own_terminal() -> None:
+    """Make the terminal on stdin the one whose closing hangs up on us."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(dense_path, whole, tmp_path):

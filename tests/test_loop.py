@@ -103,6 +103,7 @@ def test_stopping_saves_and_says_where(dense, rows, tmp_path):
     saved = of(Saved, events)
     assert [(s.update, s.why) for s in saved] == [
         (2, "best"),
+        (2, "checkpoint"),
         (3, "checkpoint"),
         (3, "interrupted"),
     ]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -51,9 +52,19 @@ def test_the_cause_is_named_in_plain_words(code, tail, kills, says, memory):
     assert death is not None and says in death.cause and death.memory is memory
 
 
-@pytest.mark.parametrize("code", [1, 2, 3, -2, -15, -1])
+@pytest.mark.parametrize("code", [1, 2, 3, 130, -2, -15, -1])
 def test_errors_and_interruptions_are_no_deaths(code):
     assert why(code, "Traceback: something", 0, finished=False) is None
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_what_a_child_tells_of_an_earlier_death_is_no_death(code):
+    assert why(code, "note: the GPU ran out of memory", 0, finished=False) is None
+
+
+def test_only_the_last_words_count():
+    said = "RuntimeError: [malloc] Unable to allocate\n" + "progress\n" * 40
+    assert why(-6, said, 0, finished=False).cause == "MLX aborted it"
 
 
 def test_a_child_without_an_end_is_lost():
@@ -159,6 +170,28 @@ def test_a_run_that_gets_further_is_started_again_as_often_as_it_takes(tmp_path,
     assert len(calls) == 5
     assert all("--smaller" in call for call in calls[1:])  # died by memory
     assert "memory ran out" in capfd.readouterr().err
+
+
+STOPS_BADLY = """
+import time
+(run / "checkpoints").mkdir(parents=True, exist_ok=True)
+signal.signal(signal.SIGTERM, lambda *_: os.abort())
+(run / "start.json").touch()
+time.sleep(60)
+"""
+
+
+def test_a_run_that_was_to_stop_is_not_started_again(tmp_path, capfd):
+    child, run = scripted(tmp_path, STOPS_BADLY)
+
+    def stop():
+        while not (run / "start.json").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    assert supervise(child, run) == 3
+    assert "not started again" in capfd.readouterr().err
 
 
 def test_dying_before_the_run_began_is_not_tried_again(tmp_path, capfd):

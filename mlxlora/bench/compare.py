@@ -154,7 +154,7 @@ def _jobs(options: Options) -> list[Job]:
 
 def run(job: Job) -> Trained | Decoded:
     """Have a fresh process do the job. Raises BenchError with its last words if it fails."""
-    command = [sys.executable, "-m", "mlxlora.bench.worker", job.to_json()]
+    command = [sys.executable, "-P", "-m", "mlxlora.bench.worker", job.to_json()]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
         what = f"{job.side}, {job.workload or 'decoding'}"

@@ -6,10 +6,10 @@ goes on with the run later must find the same again, or is told what changed.
 """
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +19,15 @@ from typing import Any
 
 from mlxlora.config import RunConfig
 from mlxlora.data.records import Splits
-from mlxlora.errors import CheckpointError, ConfigError
-from mlxlora.files import atomic_directory, hash_text, remove_leftovers, write_json
+from mlxlora.errors import CheckpointError, ConfigError, printable
+from mlxlora.files import (
+    atomic_directory,
+    hash_text,
+    remove_directory,
+    remove_leftovers,
+    sync,
+    write_json,
+)
 from mlxlora.model_files import Identity
 from mlxlora.readers import expanded, read_json
 from mlxlora.train.events import Done, Event, from_json, to_json
@@ -42,9 +49,8 @@ class Origin:
 
     @classmethod
     def of(cls, run: RunConfig, base: Identity, splits: Splits, ways: dict[str, Any]) -> "Origin":
-        return cls(
-            run.to_dict(), base.to_dict(), describe(splits), ways, versions(), str(Path.cwd())
-        )
+        folder = printable(str(Path.cwd()))
+        return cls(run.to_dict(), base.to_dict(), describe(splits), ways, versions(), folder)
 
     def check(self, base: Identity, splits: Splits) -> None:
         """Raise CheckpointError, naming each difference, unless base and rows are the same."""
@@ -98,6 +104,7 @@ def create(path: Path, origin: Origin) -> None:
     with atomic_directory(path) as directory:
         (directory / CONFIG).write_text(RunConfig.from_dict(origin.run).to_toml(), "utf-8")
         rewrite(directory, origin)
+        (directory / CHECKPOINTS).mkdir()
         (directory / LOG).touch()
 
 
@@ -167,26 +174,30 @@ def locked(path: Path) -> Iterator[None]:
 
 def discard(path: Path) -> None:
     """Remove a run in which nothing was learned."""
-    shutil.rmtree(path, ignore_errors=True)
+    remove_directory(path)
 
 
 class Log:
     """log.jsonl: an object a line for each event. What came after size is forgotten."""
 
     def __init__(self, path: Path, size: int) -> None:
-        self._file = path.open("ab")
-        if self._file.tell() > size:
-            self._file.truncate(size)
-            self._file.seek(size)
+        self._file = path.open("ab", buffering=0)
+        self._size = min(self._file.tell(), size)
+        self._file.truncate(self._size)
 
     def write(self, event: Event) -> None:
-        self._file.write(to_json(event).encode() + b"\n")
-        self._file.flush()
+        """Raises OSError, with no part of the line in the file, if there is no room for it."""
+        line = to_json(event).encode() + b"\n"
+        written = self._file.write(line)
+        if written != len(line):
+            self._file.truncate(self._size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        self._size += written
 
     def settle(self) -> int:
         """Put what was written on disk; return the size."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        sync(self._file.fileno())
+        return self._size
 
     def close(self) -> None:
         self._file.close()
@@ -194,7 +205,9 @@ class Log:
 
 def _changed_rows(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     faults = []
-    for name in sorted(then.keys() | now.keys()):
+    for name in ("train", "valid"):  # training does not read the test rows
+        if name not in then and name not in now:
+            continue
         old, new = then.get(name), now.get(name)
         if old is None or new is None:
             what = "are new" if old is None else "are gone"

@@ -5,7 +5,7 @@ last where there is no validation set. The base is never changed: when the gener
 however it ends, the adapter is detached.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,21 +14,20 @@ from threading import Event as Flag
 import mlx.core as mx
 
 from mlxlora.base import Base, load
-from mlxlora.config import LoraConfig, RunConfig, TrainConfig
+from mlxlora.config import LoraConfig, RunConfig
 from mlxlora.data.batches import Size, sample_sizes
 from mlxlora.data.records import Splits, open_splits
 from mlxlora.data.render import Renderer
-from mlxlora.errors import ConfigError
-from mlxlora.files import refuse_existing
+from mlxlora.errors import ConfigError, MlxLoraError
+from mlxlora.files import refuse_existing, remove_directory
 from mlxlora.lora.attach import detach, new_layers, prepare_full
 from mlxlora.machine import awake, token_budget
 from mlxlora.memory import keep_freed_pages, limits
 from mlxlora.products import choose_products, use_products
 from mlxlora.quantized import QUANTIZED, use_own_products
 from mlxlora.readers import expanded
-from mlxlora.train.checkpoint import TrainState, newest
+from mlxlora.train.checkpoint import newest
 from mlxlora.train.directory import (
-    Log,
     Origin,
     create,
     discard,
@@ -40,9 +39,9 @@ from mlxlora.train.directory import (
 from mlxlora.train.events import Event, Resumed
 from mlxlora.train.forecast import refuse_what_cannot_fit
 from mlxlora.train.optim import make_optimizer
-from mlxlora.train.places import LOG, checkpoint_path
+from mlxlora.train.places import ADAPTER, checkpoint_path, checkpoints_in
 from mlxlora.train.session import Job, Session
-from mlxlora.train.ways import Ways, choose_ways
+from mlxlora.train.ways import Ways, choose_ways, smaller_ways
 
 
 def train(
@@ -74,7 +73,7 @@ def train(
         create(directory, Origin.of(run, base.identity, splits, ways.to_dict()))
         job = Job(directory, run, base, splits, renderer, ways, parameters)
         with locked(directory):
-            yield from _events(job, stop or Flag())
+            yield from _events(job, lambda: Session(job, stop or Flag()), new=True)
 
 
 def resume(
@@ -90,16 +89,17 @@ def resume(
 
     The result is that of an uninterrupted run, bit for bit, on the same machine with the same
     versions. smaller computes its updates in pieces of half as many tokens from now on, to save
-    memory: the same updates but for rounding. because, why the run was cut off, goes into its
-    log. Of a run that is finished already, yields its Done again.
+    memory: the same updates but for rounding and what dropout draws. because, why the run was cut
+    off, goes into its log. Of a run that is finished already, yields its Done again.
     Raises CheckpointError if the directory is no run, another process is at it, or the base,
     the rows or the options are not what they were.
     """
     directory = expanded(path)
     run, origin = read(directory)
     done = finished(directory)
-    if done is not None:
-        yield done
+    if done is not None:  # perhaps moved since
+        last = directory / Path(done.last).name
+        yield replace(done, adapter=str(directory / ADAPTER), last=str(last))
         return
     with locked(directory):
         splits = _splits_again(run, origin)
@@ -110,43 +110,51 @@ def resume(
             use_products(base.model, origin.ways["products"])
             _put_in(base, run)
             if smaller:
-                sizes, longest = _sizes(run, splits, renderer)
-                train = _in_smaller_pieces(run.train, origin, longest)
-                products = origin.ways["products"]
-                ways = choose_ways(base.model, train, sizes, longest, products)
+                sizes = _sizes(run, splits, renderer)
+                ways = smaller_ways(base.model, run.train, *sizes, origin.ways)
                 rewrite(directory, replace(origin, ways=ways.to_dict()))
             else:
                 ways = Ways.restore(base.model, origin.ways)
-            state, faults = newest(directory)
-            update = state.progress.update if state else 0
-            at = str(checkpoint_path(directory, update)) if state else ""
-            why = [because] if because else []
-            resumed = Resumed(update, at, (*why, *faults, *origin.newer()))
             job = Job(directory, run, base, splits, renderer, ways, parameters)
-            yield from _events(job, stop or Flag(), state, resumed)
+            notes = [because] * bool(because) + origin.newer()
+            yield from _events(job, lambda: _session_again(job, stop or Flag(), notes), new=False)
 
 
-def _events(
-    job: Job, stop: Flag, state: TrainState | None = None, resumed: Resumed | None = None
-) -> Iterator[Event]:
+def _events(job: Job, begin: Callable[[], Session], *, new: bool) -> Iterator[Event]:
     """The session's events, each in the log before anyone sees it.
 
-    A run that fails before its first update leaves no directory behind.
+    A new run that fails before its first update, by the user's input or for want of room,
+    leaves no directory behind.
     """
-    log = Log(job.directory / LOG, state.progress.log_bytes if state else 0)
     session = None
     try:
-        session = Session(job, log, stop, state, resumed)
+        session = begin()
         with awake(), limits(job.ways.peak_bytes, job.ways.base_bytes):
             for event in session.events():
-                log.write(event)
+                session.log.write(event)
                 yield event
-    except Exception:
-        if resumed is None and (session is None or not session.progress.update):
+    except (MlxLoraError, OSError):
+        if new and (session is None or not session.progress.update):
             discard(job.directory)
         raise
     finally:
-        log.close()
+        if session is not None:
+            session.log.close()
+
+
+def _session_again(job: Job, stop: Flag, notes: list[str]) -> Session:
+    """A session that goes on from the newest whole checkpoint; damaged ones are removed.
+
+    The checkpoint's arrays live in the session alone: held any longer they would be memory.
+    """
+    state, faults = newest(job.directory)
+    update = state.progress.update if state else 0
+    at = checkpoint_path(job.directory, update) if state else ""
+    session = Session(job, stop, state, Resumed(update, str(at), (*notes, *faults)))
+    for later, path in checkpoints_in(job.directory).items():
+        if later > update:
+            remove_directory(path)
+    return session
 
 
 @contextmanager
@@ -166,16 +174,6 @@ def _prepared(base: Base) -> Iterator[int]:
 def _splits_again(run: RunConfig, origin: Origin) -> Splits:
     data = replace(run.data, path=origin.find(run.data.path))
     return open_splits(data, run.train.seed)
-
-
-def _in_smaller_pieces(train: TrainConfig, origin: Origin, longest: int) -> TrainConfig:
-    """Options that halve the tokens of a micro-batch; where a single row is more, its blocks are
-    computed again.
-    """
-    tokens = max(1, origin.ways["layout"]["tokens"] // 2)
-    again = origin.ways["checkpoint_blocks"] or tokens < longest
-    allowed = train.checkpoint_blocks is not False
-    return replace(train, tokens_per_microbatch=tokens, checkpoint_blocks=again and allowed)
 
 
 def check(run: RunConfig) -> None:

@@ -4,6 +4,7 @@ The best adapter is saved when it is found. Checkpoints come every save.every up
 default, by time: so often that little is lost, so seldom that saving costs next to nothing.
 """
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,12 @@ class Saver:
         place = self.directory / ADAPTER
         if progress.best.update:
             place = self.directory / f"{LAST}{progress.update:08d}"
-        return self._save(place, progress, "interrupted" if reason == "interrupted" else "last")
+        why = "interrupted" if reason == "interrupted" else "last"
+        saved = self._save(place, progress, why)
+        for path in self.directory.glob(f"{LAST}*"):
+            if path != place:  # of an earlier interruption
+                remove_directory(path)
+        return saved
 
     def finish(self) -> None:
         """Remove what earlier interruptions left beside the adapter."""
@@ -91,9 +97,14 @@ class Saver:
             "metrics": {
                 "update": progress.update,
                 "updates": progress.updates,
-                "train_loss": progress.train_loss,
-                "valid_loss": best.loss if best.update == progress.update else None,
-                "valid_loss_before": progress.before,
+                "train_loss": _finite(progress.train_loss),
+                "valid_loss": _finite(best.loss) if best.update == progress.update else None,
+                "valid_loss_before": _finite(progress.before),
             },
             "versions": versions(),
         }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows no NaN."""
+    return value if value is not None and math.isfinite(value) else None

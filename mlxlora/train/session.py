@@ -15,7 +15,7 @@ from threading import Event as Flag
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxlora.base import Base, trainable_size, training_mode
 from mlxlora.config import RunConfig
@@ -41,7 +41,7 @@ from mlxlora.train.events import (
     perplexity,
 )
 from mlxlora.train.optim import learning_rate, make_optimizer, peak_rate
-from mlxlora.train.places import ADAPTER
+from mlxlora.train.places import ADAPTER, LOG
 from mlxlora.train.saving import Saver
 from mlxlora.train.step import Stepper
 from mlxlora.train.validate import Validator, batches_of
@@ -73,7 +73,6 @@ class Session:
     def __init__(
         self,
         job: Job,
-        log: Log,
         stop: Flag,
         state: TrainState | None = None,
         resumed: Resumed | None = None,
@@ -81,7 +80,7 @@ class Session:
         """state: where to go on from; resumed: how to say so, if this is no new run."""
         run, base, ways = job.run, job.base, job.ways
         self.job, self.run, self.base, self.splits = job, run, base, job.splits
-        self.log, self.stop, self.resumed = log, stop, resumed
+        self.stop, self.resumed = stop, resumed
         self.skip = run.data.on_bad_row == "skip"
         self.feed = Feed(
             job.splits.train,
@@ -109,6 +108,7 @@ class Session:
         self.proven: tuple[int, Any] | None = None
         self.started = time.perf_counter()
         self.spent = self.progress.seconds  # before this session
+        self.log = Log(job.directory / LOG, self.progress.log_bytes)
 
     def events(self) -> Iterator[Event]:
         """The run. If a row cannot be used after all, what was learned before it is saved."""
@@ -123,6 +123,9 @@ class Session:
     def _restore(self, state: TrainState) -> None:
         own = self.base.model.trainable_parameters()
         try:
+            strange = [k for k, v in dict(tree_flatten(own)).items() if not _same(v, state, k)]
+            if strange or len(state.weights) != len(tree_flatten(own)):
+                raise ValueError(f"weights {strange[0] if strange else 'of other layers'}")
             self.stepper.restore_optimizer(state.optimizer)
             self.base.model.update(tree_unflatten(list(state.weights.items())))
         except (KeyError, ValueError) as error:
@@ -154,9 +157,10 @@ class Session:
                 if self.stop.is_set() and self.progress.update < updates:
                     reason = "interrupted"
                     break
+                before = self.progress.best.update
                 if self._milestone_due():
                     yield from self._milestone()
-                if self.saver.due(self.progress.update):
+                if self._checkpoint_due(before):
                     yield self._checkpoint()
                 began = time.perf_counter()
         if reason != "interrupted" and self._hopeless():
@@ -231,6 +235,16 @@ class Session:
             yield Sample(self.progress.update, prompt, text)
         self.progress = replace(self.progress, validated=self.progress.update)
 
+    def _checkpoint_due(self, best: int) -> bool:
+        """best: the best update before this one.
+
+        With a new best there is one too, unless it is a whole model; while updates fail there is
+        none, so that the one to go on from is of weights that were good.
+        """
+        progress = self.progress
+        better = progress.best.update != best and self.run.lora.method != "full"
+        return not progress.bad and (better or self.saver.due(progress.update))
+
     def _checkpoint(self) -> Event:
         seconds = self.spent + time.perf_counter() - self.started
         self.progress = replace(self.progress, seconds=seconds, log_bytes=self.log.settle())
@@ -298,10 +312,14 @@ class Session:
             self.base.model.update(weights)
             saved = self.saver.present(replace(self.progress, update=update), "interrupted")
             return f"Good weights, from update {update}, are in {saved.path}. "
-        best = self.progress.best.update
-        if best:
-            return f"The best weights, from update {best}, are in {self.job.directory / ADAPTER}. "
-        return "Nothing was learned before it. "
+        used = self.progress.update - self.progress.bad
+        if not used:
+            return "Nothing was learned before it. "
+        saved = self.saver.present(replace(self.progress, update=used), "interrupted")
+        return (
+            f"The weights as update {used} left them are in {saved.path}; nothing finite was "
+            "computed with them since. "
+        )
 
     def _start(self) -> Start:
         valid, ways = self.splits.valid, self.job.ways
@@ -342,3 +360,8 @@ class Session:
             peak_memory=peak_memory(),
             footprint=footprint().most,
         )
+
+
+def _same(own: mx.array, state: TrainState, name: str) -> bool:
+    """Whether the checkpoint has a weight of this name in this shape."""
+    return name in state.weights and state.weights[name].shape == own.shape

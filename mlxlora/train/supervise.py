@@ -20,8 +20,9 @@ from typing import IO
 from mlxlora.train.places import LOG, START, checkpoints_in
 
 DEATHS = 3  # in a row without a newer checkpoint, then it is given up
-TAIL = 16 << 10  # bytes of the child's stderr that are kept to see why it died
-INTERRUPTED = 3  # exit code: can go on
+TAIL = 4 << 10  # bytes of the child's stderr that are kept to see why it died
+LAST_WORDS = 12  # lines of it that are looked at
+INTERRUPTED, NOT_BEGUN = 3, 130  # exit codes: can go on; interrupted with nothing written
 OOM_COUNTERS = tuple(
     Path(name)
     for name in (
@@ -43,6 +44,7 @@ SIGNS: tuple[tuple[str, str, bool], ...] = (
     ("maximum allowed buffer size", "an array was larger than the GPU allows", True),
     ("out of memory", "memory ran out", True),
     ("bad_alloc", "memory ran out", True),
+    ("MemoryError", "memory ran out", True),
 )
 BY_SIGNAL = {
     signal.SIGABRT: "MLX aborted it",
@@ -75,10 +77,13 @@ def supervise(child: Child, run: Path) -> int:
     """
     command, deaths, reached = list(child.begin), 0, _reached(run)
     while True:
-        code, death = _once(command, run)
+        code, death, stopped = _once(command, run)
         if death is None:
             return code
         _say(f"Training died: {death.cause}.")
+        if stopped and (run / START).exists():
+            _say(f"It was to stop, so it is not started again. To go on:\n  mlxlora resume {run}")
+            return INTERRUPTED
         now = _reached(run)
         deaths = 1 if now > reached else deaths + 1
         reached = max(now, reached)
@@ -99,10 +104,11 @@ def why(code: int, tail: str, oom_kills: int, finished: bool) -> Death | None:
     """
     if code == 0:
         return None if finished else Death("it was lost without an exit code")
-    if code in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP):
-        return None
+    if code > 1 or code in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP):
+        return None  # what it says of itself; only 1 is a surprise to it too
+    last = "\n".join(tail.splitlines()[-LAST_WORDS:])
     for sign, meaning, memory in SIGNS:
-        if sign in tail:
+        if sign in last:
             return Death(meaning, memory)
     if code > 0:
         return None
@@ -114,27 +120,34 @@ def why(code: int, tail: str, oom_kills: int, finished: bool) -> Death | None:
     return Death(known.get(number, f"it was ended by signal {number}"))
 
 
-def _once(command: Sequence[str], run: Path) -> tuple[int, Death | None]:
-    """Run the command to its end: (exit code, why it died if it did)."""
+def _once(command: Sequence[str], run: Path) -> tuple[int, Death | None, bool]:
+    """Run the command to its end: (exit code, why it died if it did, was it asked to stop)."""
     before = _oom_kills()
     tail = bytearray()
     with subprocess.Popen(command, stderr=subprocess.PIPE, process_group=0) as process:
         assert process.stderr is not None
         reader = threading.Thread(target=_copy, args=(process.stderr, tail), daemon=True)
         reader.start()
-        with _forwarding(process):
+        with _forwarding(process) as asked:
             code = process.wait()
         reader.join(timeout=5)  # a grandchild may still hold the pipe
     killed = -1 if before is None else (_oom_kills() or 0) - before
     death = why(code, tail.decode("utf-8", "replace"), killed, _ended(run))
-    return (INTERRUPTED if code < 0 else code), death
+    if code < 0:
+        code = INTERRUPTED if (run / START).exists() else NOT_BEGUN
+    return code, death, bool(asked)
 
 
 @contextlib.contextmanager
-def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Signals to us go to the child, once each: it is in a process group of its own."""
+def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Signals to us go to the child, once each: it is in a process group of its own.
+
+    Yields the list of those that came.
+    """
+    asked: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         process.send_signal(number)
 
     def pause(number: int, frame: FrameType | None) -> None:
@@ -147,7 +160,7 @@ def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
         del handlers[signal.SIGHUP]
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -197,4 +210,5 @@ def _give_up(run: Path, deaths: int) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(text, file=sys.stderr, flush=True)

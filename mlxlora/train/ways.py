@@ -1,7 +1,8 @@
 """How a model is best trained on a machine: found out before the first update, then kept.
 
 Packed or padded, how many tokens at once, blocks computed again or not: none of it changes an
-update but in rounding, so a run that goes on later keeps the ways it began with.
+update but in rounding and in what dropout draws, so a run that goes on later keeps the ways it
+began with.
 """
 
 import dataclasses
@@ -17,8 +18,9 @@ from mlxlora.data.layout import Layout
 from mlxlora.errors import CheckpointError
 from mlxlora.memory import cache_limit, memory_budget
 from mlxlora.products import use_products
-from mlxlora.train.fitting import Fitter
+from mlxlora.train.fitting import Fitter, largest_update
 from mlxlora.train.forward import Forward
+from mlxlora.train.probe import cut, largest
 
 
 @dataclass(frozen=True)
@@ -70,3 +72,26 @@ def choose_ways(
     cut = fitter.choose(budget - cache_limit(budget))
     forward.checkpoint_blocks = cut.checkpoint_blocks
     return Ways(cut.layout, forward, products, fitter.held.base, fitter.bound(cut))
+
+
+def smaller_ways(
+    model: nn.Module,
+    train: TrainConfig,
+    sizes: list[Size],
+    longest: int,
+    value: Mapping[str, Any],
+) -> Ways:
+    """The ways of value (see to_dict) with micro-batches of half as many tokens as they have now.
+
+    Where a single row is more, its blocks are computed again, unless that was forbidden.
+    """
+    now = Ways.restore(model, value)
+    rows = largest_update(sizes, train, now.layout)
+    tokens = max(1, min(now.layout.tokens, largest(cut(rows, now.layout)).inputs.size) // 2)
+    again = now.forward.checkpoint_blocks or tokens < longest
+    wanted = dataclasses.replace(
+        train,
+        tokens_per_microbatch=tokens,
+        checkpoint_blocks=again and train.checkpoint_blocks is not False,
+    )
+    return choose_ways(model, wanted, sizes, longest, now.products)

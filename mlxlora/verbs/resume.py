@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mlxlora.readers import expanded
 from mlxlora.verbs.options import AsJson, Trust
 from mlxlora.verbs.running import Supervise, follow, supervised
 
@@ -16,7 +17,7 @@ def resume(
         typer.Option(
             "--smaller",
             help="from now on compute each update in pieces of half as many tokens: less memory, "
-            "the same updates but for rounding",
+            "the same updates but for rounding and what dropout draws",
         ),
     ] = False,
     supervise: Supervise = None,
@@ -25,6 +26,7 @@ def resume(
     trust_remote_code: Trust = False,
 ) -> None:
     """Go on with an interrupted run as if nothing had happened."""
+    run = expanded(run)
     supervised(supervise, run, as_json, trust_remote_code)
     from mlxlora.train.directory import read
     from mlxlora.train.loop import resume as events

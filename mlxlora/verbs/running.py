@@ -33,11 +33,12 @@ def follow(
 
     screen = Screen(as_json)
     try:
-        with stop_on_signal(screen.say) as stop:
+        with stop_on_signal(screen.say, out) as stop:
             done = TrainingDisplay(screen).show(events(stop))
     except KeyboardInterrupt:
         if not (out / START).exists():
-            raise
+            screen.say("Interrupted before the run began; nothing was written.")
+            raise typer.Exit(130) from None
         screen.say("Stopped at once. What came after the last checkpoint is computed again by:")
         screen.command("mlxlora", "resume", out)
         raise typer.Exit(3) from None
@@ -73,18 +74,21 @@ def supervised(wished: bool | None, out: Path, as_json: bool, trust: bool) -> No
     from mlxlora.train.supervise import Child, supervise
 
     options = ["--no-supervise"] + ["--json"] * as_json + ["--trust-remote-code"] * trust
-    program = [sys.executable, "-m", "mlxlora.cli"]
+    program = [sys.executable, "-P", "-m", "mlxlora.cli"]  # -P: nothing of the current directory
     again = [*program, "resume", str(out), *options]
     raise typer.Exit(supervise(Child([*program, *sys.argv[1:], "--no-supervise"], again), out))
 
 
 @contextmanager
-def stop_on_signal(say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """A signal (Ctrl-C, a closed terminal) ends the run after its update; a second one now."""
+def stop_on_signal(say: Callable[[str], None], out: Path) -> Iterator[threading.Event]:
+    """A signal (Ctrl-C, a closed terminal) ends the run after its update; a second one now.
+
+    So does the first if the run has not begun.
+    """
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        if stop.is_set() or not (out / START).exists():
             raise KeyboardInterrupt
         stop.set()
         say("Stopping after this update and saving; once more to stop at once.")

@@ -18,9 +18,10 @@ import pytest
 from test_cli import mlxlora
 
 PROGRAM = [sys.executable, "-m", "mlxlora.cli"]
+UPDATES = 36
 # Most of the time goes into saving, so that most kills hit a save.
 OPTIONS = [
-    *("--rank", 4, "--batch-size", 4, "--updates", 60, "--dropout", 0.1),
+    *("--rank", 4, "--batch-size", 4, "--updates", UPDATES, "--dropout", 0.1),
     *("--set", "save.every=1", "--set", "eval.every=7"),
 ]
 KILLS = int(os.environ.get("MLXLORA_KILLS", "6"))  # of each way of training; more: all ways
@@ -166,7 +167,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, dense_path, whole, tmp_pat
     done = mlxlora("resume", out, "--json")
     assert done.returncode == 0, done.stderr
     assert weights(out) == weights(undisturbed)
-    assert updates(out) == list(range(1, 61))
+    assert updates(out) == list(range(1, UPDATES + 1))
 
 
 def test_a_closed_terminal_saves_and_the_run_goes_on_later(dense_path, whole, tmp_path):
@@ -198,7 +199,9 @@ def own_terminal() -> None:
 def test_a_full_disk_stops_the_run_and_loses_nothing(dense_path, whole, tmp_path):
     """No file may grow beyond a limit that the log reaches in mid-run."""
     rows, undisturbed = whole
-    limit = (undisturbed / "checkpoints" / "step-00000060" / "arrays.safetensors").stat().st_size
+    limit = (
+        (undisturbed / "checkpoints" / f"step-{UPDATES:08d}" / "arrays.safetensors").stat().st_size
+    )
 
     def small_files():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -212,7 +215,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(dense_path, whole, tmp_path
     done = mlxlora("resume", out, "--json")
     assert done.returncode == 0, done.stderr
     assert weights(out) == weights(undisturbed)
-    assert updates(out) == list(range(1, 61))
+    assert updates(out) == list(range(1, UPDATES + 1))
 
 
 def as_anyone():

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_kill import command, read, started, updates, weights, whole  # noqa: F401
+from test_kill import UPDATES, command, read, started, updates, weights, whole  # noqa: F401
 
 from mlxlora.train.supervise import Child, supervise, why
 
@@ -101,13 +101,13 @@ def test_a_killed_child_is_replaced_and_the_result_is_the_same(dense_path, whole
     out = tmp_path / "run"
     process = started(*command(dense_path, rows, out), "--supervise", "--json")
     kill_child(out, 11, process, signal.SIGKILL)
-    kill_child(out, 31, process, signal.SIGSEGV)
+    kill_child(out, 22, process, signal.SIGSEGV)
     said, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert json.loads(said.splitlines()[-1])["reason"] == "finished"
     assert "from outside (SIGKILL)" in error and "invalid memory access" in error
     assert weights(out) == weights(undisturbed)
-    assert updates(out) == list(range(1, 61))
+    assert updates(out) == list(range(1, UPDATES + 1))
     notes = [json.loads(x)["notes"] for x in read(out).splitlines() if '"resumed"' in x]
     assert any("SIGKILL" in note for note in notes[0])
 

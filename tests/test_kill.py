@@ -197,7 +197,7 @@ def own_terminal() -> None:
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(dense_path, whole, tmp_path):
-    """No file may grow beyond a limit that the log reaches in mid-run."""
+    """No file may grow as large as a checkpoint's: a limit fails writes as a full disk does."""
     rows, undisturbed = whole
     limit = (
         (undisturbed / "checkpoints" / f"step-{UPDATES:08d}" / "arrays.safetensors").stat().st_size

@@ -18,7 +18,7 @@ from mlxlora.config import LoraConfig, RunConfig
 from mlxlora.data.batches import Size, sample_sizes
 from mlxlora.data.records import Splits, open_splits
 from mlxlora.data.render import Renderer
-from mlxlora.errors import ConfigError, MlxLoraError
+from mlxlora.errors import ConfigError, ExportError, MlxLoraError
 from mlxlora.files import refuse_existing, remove_directory
 from mlxlora.lora.attach import detach, new_layers, prepare_full
 from mlxlora.machine import awake, token_budget
@@ -39,7 +39,7 @@ from mlxlora.train.directory import (
 from mlxlora.train.events import Event, Resumed
 from mlxlora.train.forecast import refuse_what_cannot_fit
 from mlxlora.train.optim import make_optimizer
-from mlxlora.train.places import ADAPTER, checkpoint_path, checkpoints_in
+from mlxlora.train.places import ADAPTER, START, checkpoint_path, checkpoints_in
 from mlxlora.train.session import Job, Session
 from mlxlora.train.ways import Ways, choose_ways, smaller_ways
 
@@ -187,7 +187,13 @@ def check(run: RunConfig) -> None:
         if given:
             names = ", ".join(f"lora.{name}" for name in sorted(given))
             raise ConfigError(f"{names}: without meaning when every weight is trained (full)")
-    refuse_existing(_out(run))
+    out = _out(run)
+    if (out / START).exists():
+        raise ExportError(
+            f"{out} holds a run, which is never overwritten; choose another name, or go on with it: "
+            f"mlxlora resume {out}"
+        )
+    refuse_existing(out)
 
 
 def _out(run: RunConfig) -> Path:

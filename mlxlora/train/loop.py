@@ -190,8 +190,8 @@ def check(run: RunConfig) -> None:
     out = _out(run)
     if (out / START).exists():
         raise ExportError(
-            f"{out} holds a run, which is never overwritten; choose another name, or go on with it: "
-            f"mlxlora resume {out}"
+            f"{out} holds a run, which is never overwritten; choose another name, or go on with "
+            f"it: mlxlora resume {out}"
         )
     refuse_existing(out)
 

@@ -78,6 +78,9 @@ def test_a_run_that_no_cut_makes_fit_is_refused_before_the_weights_are_loaded(
         refuse_what_cannot_fit(run)
     assert "this machine offers 1 MB" in str(caught.value)
     assert "saves" in str(caught.value)
+    monkeypatch.setattr("mlxlora.train.forecast.offered_memory", lambda: 1000)
+    with pytest.raises(ConfigError, match=r"alone take (.|\n)*At 4 bits they take about"):
+        refuse_what_cannot_fit(run)  # without a probe
 
 
 def test_a_run_that_might_fit_is_let_through(dense_path, rows, tmp_path, monkeypatch):

@@ -7,8 +7,10 @@ blocks of made-up weights are probed (train/probe.py). Seconds are an estimate o
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlxlora.config import LoraConfig, RunConfig
 from mlxlora.data.batches import Size, sample_sizes
@@ -271,6 +273,8 @@ def refuse_what_cannot_fit(run: RunConfig, *, trust_remote_code: bool = False) -
     forecasts are a seventh off at worst, and what is offered is more than what is planned with.
     """
     skeleton = open_skeleton(run.model, trust_remote_code=trust_remote_code)
+    if skeleton.bytes > offered_memory():
+        raise ConfigError(_too_large(run.model, skeleton))
     put_in(skeleton.model, run)
     again = run.train.checkpoint_blocks is True
     if more_than_needed(skeleton.model, run.data.max_length, again) <= memory_budget():
@@ -280,6 +284,21 @@ def refuse_what_cannot_fit(run: RunConfig, *, trust_remote_code: bool = False) -
     found = Forecaster(run, skeleton, memory_budget(), rows).forecast
     if CERTAIN * found.peak > offered_memory():
         raise ConfigError(_refusal(found))
+
+
+def _too_large(name: str, skeleton: Skeleton) -> str:
+    """Why a base is refused whose weights alone are more than there is; no probe is needed."""
+    said = (
+        f"this run cannot fit: the weights of {name} alone take {gigabytes(skeleton.bytes)} here, "
+        f"and this machine offers {gigabytes(memory_budget())}."
+    )
+    modules = list(skeleton.model.modules())
+    if any(isinstance(module, QUANTIZED) for module in modules):
+        return f"{said}\n  Choose a smaller base."
+    weights = sum(a.size for _, a in tree_flatten(skeleton.model.parameters()))
+    small = gigabytes(int(FOUR_BITS * weights))
+    command = f"mlxlora quantize --model {name} --bits 4 --out {Path(name).name}-4bit"
+    return f"{said}\n  At 4 bits they take about {small}: {command}"
 
 
 def _refusal(found: Forecast) -> str:

@@ -193,6 +193,7 @@ def test_a_closed_terminal_saves_and_the_run_can_go_on(dense_path, whole, tmp_pa
 
 def own_terminal() -> None:
     """Make the terminal on stdin the one whose closing hangs up on us."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored, as it should
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

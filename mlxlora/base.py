@@ -54,6 +54,15 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
     weights are widened to float32 (machine.compute_dtype).
     """
     path, commit = find(name, revision)
+    model, config = open_frozen(path, trust_remote_code)
+    mx.eval(model.parameters())
+    tokenizer = open_tokenizer(path, config, trust_remote_code)
+    tokenizer._vocabulary = _try_out(path, model)
+    return Base(model, tokenizer, config, path, identify(str(name), path, commit))
+
+
+def open_frozen(path: Path, trust_remote_code: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """The checked model of a directory as a base is used, its weights not read yet; its config."""
     check_directory(path)
     model, config = open_model(path, trust_remote_code=trust_remote_code)
     dtype = compute_dtype()
@@ -62,10 +71,7 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
     use_own_products(model)
     model.freeze()
     model.eval()
-    mx.eval(model.parameters())
-    tokenizer = open_tokenizer(path, config, trust_remote_code)
-    tokenizer._vocabulary = _try_out(path, model)
-    return Base(model, tokenizer, config, path, identify(str(name), path, commit))
+    return model, config
 
 
 def open_model(

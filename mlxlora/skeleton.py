@@ -20,11 +20,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm import utils as zoo
 
-from mlxlora.base import open_model, open_tokenizer
+from mlxlora.base import open_frozen, open_tokenizer
 from mlxlora.errors import ModelError
-from mlxlora.machine import compute_dtype
 from mlxlora.model_files import check_directory, find
-from mlxlora.quantized import use_own_products
 
 SMALL_FILES = [pattern for pattern in zoo.DEFAULT_ALLOW_PATTERNS if "safetensors" not in pattern]
 
@@ -54,14 +52,7 @@ def open_skeleton(name: str | Path, *, trust_remote_code: bool = False) -> Skele
     Raises ModelError for whatever base.load would refuse without reading the weights.
     """
     with _files(name) as (path, small_files, local):
-        check_directory(path)
-        model, config = open_model(path, trust_remote_code=trust_remote_code)
-        dtype = compute_dtype()
-        if dtype is not None:
-            model.set_dtype(dtype)
-        use_own_products(model)
-        model.freeze()
-        model.eval()
+        model, config = open_frozen(path, trust_remote_code)
         return Skeleton(model, config, small_files, local)
 
 

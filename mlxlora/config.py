@@ -71,14 +71,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    method: Literal["lora", "full"] = option(
-        "lora", "low-rank adapter, or every weight (full)", flag=True
+    method: Literal["lora", "rslora", "dora", "pissa", "olora", "lora-fa", "full"] = option(
+        "lora",
+        "low-rank adapter: plain, scaled by alpha / sqrt(rank), with magnitudes, from the weights' "
+        "own strongest (or first) directions, or with A frozen; or every weight",
+        flag=True,
     )
     rank: int = option(
         16, "rank r of the update", "", _rank, "at least 1 and at most 65,536", flag=True
     )
     alpha: float = option(
-        32.0, "the update is scaled by alpha / rank", "", _positive, "above 0", flag=True
+        32.0,
+        "the update is scaled by alpha / rank (rslora: alpha / sqrt(rank))",
+        "",
+        _positive,
+        "above 0",
+        flag=True,
     )
     dropout: float = option(
         0.0, "dropout on the adapter's input", "", _fraction, "at least 0 and below 1", flag=True
@@ -88,6 +96,9 @@ class LoraConfig:
         "modules to adapt: 'all-linear', names (q_proj) or patterns (*.self_attn.*)",
         check=lambda names: len(names) > 0,
         says="at least one name",
+    )
+    train_also: tuple[str, ...] = option(
+        (), "modules trained whole beside them, e.g. for new tokens: embed_tokens, lm_head, *norm*"
     )
     blocks: int | tuple[int, ...] = option(
         0, "0: all blocks; n: the last n; or a list of block numbers"
@@ -140,6 +151,13 @@ class TrainConfig:
     )
     optimizer: Literal["adamw", "adam", "lion", "adafactor", "sgd", "muon"] = option(
         "adamw", "optimizer", flag=True
+    )
+    lora_plus_ratio: float = option(
+        1.0,
+        "learning rate of B as a multiple of the others' (LoRA+: 16; 1: the same)",
+        "",
+        _positive,
+        "above 0",
     )
     weight_decay: float = option(0.0, "decoupled weight decay", "", _not_negative, "0 or more")
     clip: float = option(

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxlora.machine import on_cpu
 
@@ -41,6 +41,23 @@ def widen(layer: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
         global_scale=layer.get("global_scale"),
     )
     return weight.astype(dtype)
+
+
+def unquantized(module: nn.Module) -> nn.Module:
+    """A module of its own with the same weights, not packed, in the type of its scales.
+
+    One that is not quantized is copied; the arrays are shared.
+    """
+    if not isinstance(module, QUANTIZED):
+        return _like(type(module), module)
+    plain: type[nn.Module] = next(p for q, p in _UNQUANTIZED.items() if isinstance(module, q))
+    twin = _like(plain, module)
+    scales = module.scales.dtype
+    dtype = scales if mx.issubdtype(scales, mx.floating) else mx.bfloat16
+    for name in ("scales", "biases", "global_scale", "_kept"):
+        twin.pop(name, None)
+    twin.weight = widen(module, dtype)
+    return twin
 
 
 def activation_dtype(block: nn.Module) -> mx.Dtype:
@@ -181,6 +198,13 @@ _WIDE: dict[type, type[nn.Module]] = {
     nn.QuantizedLinear: WideQuantizedLinear,
     nn.QuantizedEmbedding: WideQuantizedEmbedding,
     QuantizedSwitchLinear: WideQuantizedSwitchLinear,
+}
+
+
+_UNQUANTIZED: dict[type, type[nn.Module]] = {
+    nn.QuantizedLinear: nn.Linear,
+    nn.QuantizedEmbedding: nn.Embedding,
+    QuantizedSwitchLinear: SwitchLinear,
 }
 
 

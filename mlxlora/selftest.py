@@ -14,7 +14,7 @@ from mlxlora.bench.shapes import SHAPES, build
 from mlxlora.config import LoraConfig, TrainConfig
 from mlxlora.data.batches import pack
 from mlxlora.data.render import Example
-from mlxlora.lora.attach import new_layers
+from mlxlora.lora.fresh import new_layers
 from mlxlora.train.optim import make_optimizer
 from mlxlora.train.step import Stepper
 

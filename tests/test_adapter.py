@@ -8,7 +8,8 @@ from mlx_lm import load as mlx_lm_load
 from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError, ExportError
 from mlxlora.lora.adapter import Adapter
-from mlxlora.lora.attach import attach, collect, new_layers
+from mlxlora.lora.attach import attach
+from mlxlora.lora.fresh import collect, new_layers
 
 TOKENS = mx.array([[1, 2, 3, 4, 5, 6]])
 
@@ -97,7 +98,7 @@ def test_directories_that_are_no_adapters_are_named(tmp_path):
         Adapter.load(tmp_path)
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), {"x.lora_a": mx.zeros((2, 2))})
     for config, says in (
-        ({"fine_tune_type": "dora"}, "of type 'dora'"),
+        ({"fine_tune_type": "loha"}, "of type 'loha'; known are lora, dora, full"),
         ({"lora_parameters": {"rank": 2}}, r"no lora_parameters\.rank and \.scale"),
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))

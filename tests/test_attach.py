@@ -7,14 +7,9 @@ from mlx.utils import tree_flatten
 from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError, ConfigError
 from mlxlora.lora.adapter import Adapter
-from mlxlora.lora.attach import (
-    attach,
-    collect,
-    detach,
-    low_rank_layers,
-    new_layers,
-    targets,
-)
+from mlxlora.lora.attach import attach, detach, low_rank_layers
+from mlxlora.lora.fresh import collect, new_layers
+from mlxlora.lora.targets import targets
 
 TOKENS = mx.array([[1, 2, 3, 4, 5]])
 
@@ -86,9 +81,9 @@ def test_targets_that_match_nothing_are_refused(dense, lora, says):
 
 
 def test_the_last_blocks_are_numbered_past_nine(dense):
-    from mlxlora.lora.attach import _natural
+    from mlxlora.lora.attach import natural
 
-    assert sorted(["a.10.x", "a.9.x", "a.2.x"], key=_natural) == ["a.2.x", "a.9.x", "a.10.x"]
+    assert sorted(["a.10.x", "a.9.x", "a.2.x"], key=natural) == ["a.2.x", "a.9.x", "a.10.x"]
 
 
 def test_patterns_set_rank_and_alpha_and_the_saved_adapter_is_the_same_function(dense):

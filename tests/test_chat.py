@@ -5,7 +5,8 @@ from mlxlora.chat import Conversation
 from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError
 from mlxlora.generate import Sampling, answer, chat_tokens
-from mlxlora.lora.attach import collect, detach, new_layers
+from mlxlora.lora.attach import detach
+from mlxlora.lora.fresh import collect, new_layers
 
 GREEDY = Sampling(max_tokens=10)
 

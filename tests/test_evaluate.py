@@ -10,7 +10,8 @@ from mlxlora.data.render import Renderer
 from mlxlora.errors import DataError
 from mlxlora.evaluate import evaluate
 from mlxlora.generate import answer, answer_all, chat_tokens
-from mlxlora.lora.attach import collect, detach, new_layers
+from mlxlora.lora.attach import detach
+from mlxlora.lora.fresh import collect, new_layers
 
 
 def test_loss_is_the_mean_over_supervised_tokens(dense, rows):

@@ -9,7 +9,7 @@ from zoo import FAMILIES, model_of
 from mlxlora.config import LoraConfig
 from mlxlora.data.batches import Batch, pack, pad
 from mlxlora.data.render import Example
-from mlxlora.lora.attach import new_layers
+from mlxlora.lora.fresh import new_layers
 from mlxlora.train.attention import Spans
 from mlxlora.train.forward import PADDED, WHOLE_LOGITS, Forward, arrays
 from mlxlora.train.objectives import sft

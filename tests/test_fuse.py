@@ -10,7 +10,9 @@ from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError, ExportError
 from mlxlora.export import shards
 from mlxlora.export.fuse import fuse
-from mlxlora.lora.attach import collect, detach, new_layers, prepare_full
+from mlxlora.lora.adapter import Adapter
+from mlxlora.lora.attach import detach
+from mlxlora.lora.fresh import collect, new_layers, prepare_full
 
 TOKENS = mx.array([[1, 2, 3, 4, 5, 6]])
 
@@ -135,7 +137,7 @@ def test_what_cannot_be_fused_is_refused_and_nothing_is_left(dense, quantized, t
     monkey["model.layers.0.self_attn.q_proj.lora_a"] = mx.zeros((8, 4))
     from dataclasses import replace
 
-    with pytest.raises(AdapterError, match="q_proj is"):
+    with pytest.raises(AdapterError, match="q_proj.lora_a is"):
         fuse(dense, replace(adapter, weights=monkey), out)
     assert list(tmp_path.iterdir()) == []
     out.mkdir()
@@ -144,10 +146,17 @@ def test_what_cannot_be_fused_is_refused_and_nothing_is_left(dense, quantized, t
         fuse(dense, adapter, out)
 
 
-def test_whole_weights_do_not_fuse_into_a_quantized_base(dense, quantized, tmp_path):
+def test_whole_weights_replace_those_of_a_quantized_base_when_forced(dense, quantized, tmp_path):
     prepare_full(dense.model)
     whole = collect(dense.model, LoraConfig(method="full"), {})
     detach(dense.model)
-    with pytest.raises(AdapterError, match="does not fit"):
-        fuse(quantized, whole, tmp_path / "fused", force=True)
+    fuse(quantized, whole, tmp_path / "fused", "none", force=True)
+    tokens = mx.array([[1, 2, 3]])
+    assert worst(load(tmp_path / "fused").model(tokens), dense.model(tokens)) < 1e-5
+
+
+def test_whole_weights_that_the_base_has_not_are_named_and_nothing_is_left(dense, tmp_path):
+    strange = Adapter("full", {"model.nothing.weight": mx.zeros((2, 2))})
+    with pytest.raises(AdapterError, match=r"model\.nothing\.weight: .* has no such weight"):
+        fuse(dense, strange, tmp_path / "fused", force=True)
     assert not (tmp_path / "fused").exists()

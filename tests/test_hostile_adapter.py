@@ -31,7 +31,8 @@ from mlxlora.errors import AdapterError, MlxLoraError
 from mlxlora.export.fuse import fuse
 from mlxlora.files import hash_file
 from mlxlora.lora.adapter import Adapter
-from mlxlora.lora.attach import attach, collect, detach, new_layers
+from mlxlora.lora.attach import attach, detach
+from mlxlora.lora.fresh import collect, new_layers
 
 TOKENS = mx.array([[1, 2, 3]])
 WEIGHTS, CONFIG, PROVENANCE = "adapters.safetensors", "adapter_config.json", "provenance.json"

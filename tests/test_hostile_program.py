@@ -19,7 +19,7 @@ from mlxlora.cli import app
 from mlxlora.config import LoraConfig
 from mlxlora.errors import MlxLoraError
 from mlxlora.lora.adapter import Adapter
-from mlxlora.lora.attach import collect, new_layers
+from mlxlora.lora.fresh import collect, new_layers
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from zoo import model_of
 from mlxlora.config import LoraConfig, RunConfig, TrainConfig
 from mlxlora.data.layout import MAX_SHAPES, choose_layout
 from mlxlora.data.render import Example
-from mlxlora.lora.attach import new_layers
+from mlxlora.lora.fresh import new_layers
 from mlxlora.train import loop
 from mlxlora.train.events import Start, Step
 from mlxlora.train.optim import make_optimizer

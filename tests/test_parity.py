@@ -13,7 +13,7 @@ from mlxlora.config import DataConfig, LoraConfig, TrainConfig
 from mlxlora.data.batches import pack, pad
 from mlxlora.data.formats import parse
 from mlxlora.data.render import Renderer
-from mlxlora.lora.attach import new_layers
+from mlxlora.lora.fresh import new_layers
 from mlxlora.train.optim import make_optimizer
 from mlxlora.train.step import Stepper
 
@@ -104,7 +104,8 @@ def test_gradients_of_a_whole_model_are_those_of_pytorch_and_peft(models):
 
 def test_a_fused_model_has_the_logits_of_peft_s_merge(models, tmp_path):
     from mlxlora.export.fuse import fuse
-    from mlxlora.lora.attach import collect, detach
+    from mlxlora.lora.attach import detach
+    from mlxlora.lora.fresh import collect
 
     base, theirs = models
     tuned, _ = attached(base, theirs)

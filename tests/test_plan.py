@@ -7,7 +7,7 @@ from zoo import model_of
 
 from mlxlora.config import LoraConfig
 from mlxlora.data.batches import pack
-from mlxlora.lora.attach import new_layers
+from mlxlora.lora.fresh import new_layers
 from mlxlora.plan import plan_memory
 from mlxlora.train.recompute import trained_blocks
 

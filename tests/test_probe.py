@@ -8,7 +8,7 @@ from zoo import model_of
 from mlxlora.base import training_mode
 from mlxlora.config import LoraConfig, TrainConfig
 from mlxlora.data.layout import Layout
-from mlxlora.lora.attach import new_layers, prepare_full
+from mlxlora.lora.fresh import new_layers, prepare_full
 from mlxlora.quantized import use_own_products
 from mlxlora.train.forward import Forward
 from mlxlora.train.optim import make_optimizer

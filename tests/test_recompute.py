@@ -7,7 +7,7 @@ from zoo import FAMILIES, model_of
 
 from mlxlora.config import LoraConfig
 from mlxlora.data.batches import pack, pad
-from mlxlora.lora.attach import new_layers
+from mlxlora.lora.fresh import new_layers
 from mlxlora.train.attention import attention
 from mlxlora.train.forward import Forward, arrays
 from mlxlora.train.objectives import sft

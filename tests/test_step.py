@@ -10,7 +10,8 @@ from test_batches import example
 from mlxlora.base import training_mode
 from mlxlora.config import LoraConfig, TrainConfig
 from mlxlora.data.batches import pack, pad
-from mlxlora.lora.attach import detach, new_layers
+from mlxlora.lora.attach import detach
+from mlxlora.lora.fresh import new_layers
 from mlxlora.train.forward import Forward
 from mlxlora.train.optim import OPTIMIZERS, learning_rate, make_optimizer
 from mlxlora.train.step import Stepper

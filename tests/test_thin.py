@@ -5,7 +5,8 @@ from mlx.utils import tree_flatten
 from zoo import FAMILIES, model_of
 
 from mlxlora.config import LoraConfig
-from mlxlora.lora.attach import detach, new_layers, prepare_full
+from mlxlora.lora.attach import detach
+from mlxlora.lora.fresh import new_layers, prepare_full
 from mlxlora.train.forward import Forward
 from mlxlora.train.thin import kinds_of_blocks, made_up, thin, words_of, zeros
 

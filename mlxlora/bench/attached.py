@@ -7,7 +7,8 @@ import mlx.nn as nn
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlxlora.config import LoraConfig
-from mlxlora.lora.attach import new_layers, random_key, targets
+from mlxlora.lora.fresh import new_layers, random_key
+from mlxlora.lora.targets import targets
 
 SCALE = 2.0  # alpha / rank
 TRAINED = 0.02  # spread of lora_b in an adapter that stands for a trained one

@@ -20,8 +20,8 @@ from mlxlora.errors import AdapterError, ExportError
 from mlxlora.export.shards import taken_tensors, write_model
 from mlxlora.files import refuse_existing
 from mlxlora.lora.adapter import Adapter, differences
-from mlxlora.lora.attach import check_whole_weights
-from mlxlora.lora.layers import LowRank, layer_for, merge_delta
+from mlxlora.lora.layers import LowRank, layer_for
+from mlxlora.lora.whole import fitted
 from mlxlora.model_files import check_directory, find, identify
 from mlxlora.quantized import QUANTIZED, widen
 
@@ -117,11 +117,10 @@ class _Plan:
         self.model, self.adapter, self.bits = model, adapter, bits
         self.quantization = quantization
         self.modules = dict(model.named_modules())
-        self.layers: dict[str, type[LowRank]] = {}
-        if adapter.method == "lora":
-            self.layers = {path: self._layer(path) for path in adapter.modules}
-        else:
-            check_whole_weights(model, adapter.weights)
+        self.layers = {path: self._layer(path) for path in adapter.modules}
+        whole = fitted(model, adapter.whole)
+        self.whole = whole.weights  # in place of the model's own
+        self.replaced = whole.modules  # in place of quantized ones
         self.bits_text = self._describe()
 
     def _layer(self, path: str) -> type[LowRank]:
@@ -129,14 +128,19 @@ class _Plan:
         kind = layer_for(module)
         if module is None or kind is None:
             raise AdapterError(f"adapter does not fit this base: it has no layer {path}")
-        a, b = (self.adapter.weights[f"{path}.{name}"] for name in ("lora_a", "lora_b"))
         wanted = kind.shapes(module, self.adapter.rank)
-        if (tuple(a.shape), tuple(b.shape)) != wanted:
-            raise AdapterError(
-                f"adapter does not fit this base: {path} is {tuple(a.shape)} x "
-                f"{tuple(b.shape)}, the base wants {wanted[0]} x {wanted[1]}"
-            )
+        for name, array in self.adapter.tensors(path).items():
+            if tuple(array.shape) != wanted[name]:
+                raise AdapterError(
+                    f"adapter does not fit this base: {path}.{name} is {tuple(array.shape)}, "
+                    f"the base wants {wanted[name]}"
+                )
         return kind
+
+    @property
+    def touched(self) -> list[str]:
+        """Paths of the modules whose weight is computed anew."""
+        return [*self.layers, *self.replaced]
 
     def _describe(self) -> str:
         if self.quantization is None or self.bits == "none":
@@ -150,7 +154,7 @@ class _Plan:
             config.pop("quantization", None)
             config.pop("quantization_config", None)
         elif isinstance(self.bits, int):
-            touched = {path: self._settings(path) for path in self.layers}
+            touched = {path: self._settings(path) for path in self.touched}
             config["quantization"] = {**self.quantization, **touched}
             config["quantization_config"] = config["quantization"]
         return config
@@ -175,7 +179,6 @@ class _Plan:
 
     def tensors(self, result: Fused) -> Iterator[tuple[str, mx.array]]:
         """Every tensor to write, in the model's order; nothing is kept once handed out."""
-        whole = self.adapter.weights if self.adapter.method == "full" else {}
         names = taken_tensors(self.model)
         replaced = {path for path, module in self.modules.items() if self._rewritten(path, module)}
         pending: dict[str, dict[str, mx.array]] = {}
@@ -183,14 +186,14 @@ class _Plan:
             path, _, leaf = name.rpartition(".")
             array = names.pop(name)
             if path not in replaced:
-                yield name, whole[name].astype(array.dtype) if name in whole else array
+                yield name, self.whole.get(name, array)
                 continue
             pending.setdefault(path, {})[leaf] = array
             if not any(other.rpartition(".")[0] == path for other in names):
                 yield from self._rewrite(path, pending.pop(path), result)
 
     def _rewritten(self, path: str, module: nn.Module) -> bool:
-        return path in self.layers or (self.bits == "none" and isinstance(module, QUANTIZED))
+        return path in self.touched or (self.bits == "none" and isinstance(module, QUANTIZED))
 
     def _rewrite(
         self, path: str, parts: dict[str, mx.array], result: Fused
@@ -202,16 +205,20 @@ class _Plan:
         dtype = parts["scales"].dtype if "scales" in parts else parts["weight"].dtype
         if dtype == mx.uint8:  # the scales of mxfp4 and its kin
             dtype = mx.bfloat16
-        weight, delta = widen(module), None
+        weight = before = widen(module)
         if path in self.layers:
-            a, b = (self.adapter.weights[f"{path}.{name}"] for name in ("lora_a", "lora_b"))
-            delta = self.layers[path].delta(a, b, self.adapter.scale)
-            weight = merge_delta(weight, delta)
+            own = self.adapter.tensors(path)
+            weight = self.layers[path].merged(weight, own, self.adapter.scale)
+        elif path in self.replaced:
+            weight = self.replaced[path].weight.astype(mx.float32)
         written, seen = self._rounded(path, module, weight, dtype)
         if "bias" in parts:
-            written["bias"] = parts["bias"]
-        if delta is not None:
-            error = mx.linalg.norm(seen - weight) / mx.maximum(mx.linalg.norm(delta), 1e-30)
+            written["bias"] = self.whole.get(f"{path}.bias", parts["bias"])
+            if path in self.replaced:
+                written["bias"] = self.replaced[path].bias
+        if path in self.touched:
+            moved = mx.linalg.norm(weight - before)
+            error = mx.linalg.norm(seen - weight) / mx.maximum(moved, 1e-30)
             result.errors.append(cast(float, error.item()))
         for leaf in parts:
             module[leaf] = mx.array(0)

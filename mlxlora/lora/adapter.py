@@ -6,7 +6,8 @@ named by their full paths, so exactly these are adapted, whatever mlx-lm's own d
 Where modules differ in rank, the smaller are padded with zeros, and other scales are folded
 into B; the function is the same. provenance.json says what it was trained on and how well.
 
-A "full" adapter (every weight trained) holds whole weights under their own names.
+Weights that were trained whole stand beside them under their own names (mlx-lm refuses such a
+file; fuse it first); a "full" adapter holds nothing else.
 """
 
 import math
@@ -26,6 +27,9 @@ from mlxlora.readers import FLOATING, expanded, read_json, safetensors_header
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 PROVENANCE = "provenance.json"
+FACTORS = ("lora_a", "lora_b")
+TENSORS = (*FACTORS, "m")  # of a module
+KINDS = ("lora", "dora", "full")
 FORMAT = 1  # of provenance.json
 # What is read of provenance.json, all of it optional; "*" stands for any name.
 TOLD: dict[str, Any] = {
@@ -39,9 +43,10 @@ TOLD: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """weights: tensor name -> float32 array; method: "lora" or "full".
+    """weights: tensor name -> float32 array; method: "lora", "dora" or "full".
 
-    rank and scale hold for every module (scale = alpha / rank); both are 0 for "full".
+    rank and scale hold for every module (scale = alpha / rank); both are 0 for "full". What
+    training began with (rsLoRA, PiSSA, ...) is in the tensors and the scale already.
     """
 
     method: str
@@ -58,8 +63,20 @@ class Adapter:
 
     @property
     def modules(self) -> list[str]:
-        """Paths of the adapted modules."""
-        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.weights))
+        """Paths of the modules with low-rank factors."""
+        split = (name.rpartition(".") for name in self.weights)
+        return list(dict.fromkeys(path for path, _, leaf in split if leaf in FACTORS))
+
+    @property
+    def whole(self) -> dict[str, mx.array]:
+        """Weights that were trained whole, by the base's names."""
+        low_rank = {f"{path}.{leaf}" for path in self.modules for leaf in TENSORS}
+        return {name: array for name, array in self.weights.items() if name not in low_rank}
+
+    def tensors(self, path: str) -> dict[str, mx.array]:
+        """A module's lora_a, lora_b and, of "dora", m."""
+        named = ((leaf, self.weights.get(f"{path}.{leaf}")) for leaf in TENSORS)
+        return {leaf: array for leaf, array in named if array is not None}
 
     @property
     def format(self) -> str:
@@ -106,20 +123,29 @@ class Adapter:
         provenance: dict[str, Any],
     ) -> "Adapter":
         method = config.get("fine_tune_type", "lora")
-        if method not in ("lora", "full"):
-            raise AdapterError(f"{directory} is of type {method!r}; known are 'lora' and 'full'")
+        if method not in KINDS:
+            raise AdapterError(
+                f"{directory} is of type {str(method)[:40]!r}; known are {', '.join(KINDS)}"
+            )
         if method == "full":
             return cls("full", weights, provenance=provenance)
         faults, numbers = _parameters(config)
-        strange = [n for n in weights if n.rpartition(".")[2] not in ("lora_a", "lora_b")]
         if faults:
             raise AdapterError(f"{directory / CONFIG} cannot be used: {'; '.join(faults)}")
+        adapter = cls(method, weights, **numbers, provenance=provenance)
+        wanted = {"lora": set(FACTORS), "dora": set(TENSORS)}[method]
+        for path in adapter.modules:
+            differing = wanted.symmetric_difference(adapter.tensors(path))
+            if differing:
+                raise AdapterError(
+                    f"{directory / WEIGHTS}: {path[:80]}.{min(differing)} "
+                    + ("is missing" if differing < wanted else f"is in no {method} adapter")
+                )
+        whole = set(config.get("modules_to_save") or ())
+        strange = [n for n in adapter.whole if n.rpartition(".")[0] not in whole]
         if strange or not weights:
             what = f"{strange[0][:80]!r}, not a" if strange else "no"
             raise AdapterError(f"{directory / WEIGHTS} holds {what} LoRA tensor")
-        adapter = cls("lora", weights, **numbers, provenance=provenance)
-        if len(weights) != 2 * len(adapter.modules):
-            raise AdapterError(f"{directory / WEIGHTS} lacks one of a lora_a and lora_b")
         return adapter
 
     def save(self, path: str | Path, *, replace: bool = False) -> Path:
@@ -142,8 +168,10 @@ class Adapter:
         base, metrics = told.get("base") or {}, told.get("metrics") or {}
         files = (told.get("data") or {}).get("files") or {}
         facts = [("method", self.method), ("layers", f"{len(self.modules)}")]
-        if self.method == "lora":
+        if self.modules:
             facts.append(("rank", f"{self.rank}, alpha {self.alpha:g} (scale {self.scale:g})"))
+        if self.modules and self.whole:
+            facts.append(("trained whole", ", ".join(self._modules_to_save())))
         parameters = sum(array.size for array in self.weights.values())
         facts.append(("parameters", f"{parameters:,}"))
         if base:
@@ -166,9 +194,11 @@ class Adapter:
         """adapter_config.json: the keys mlx-lm reads, and alpha for the human eye."""
         if self.method == "full":
             return {"fine_tune_type": "full", "num_layers": self.blocks}
+        whole = self._modules_to_save()
         return {
-            "fine_tune_type": "lora",
+            "fine_tune_type": self.method,
             "num_layers": self.blocks,
+            **({"modules_to_save": whole} if whole else {}),
             "lora_parameters": {
                 "rank": self.rank,
                 "alpha": self.alpha,
@@ -177,6 +207,9 @@ class Adapter:
                 "keys": self.modules,
             },
         }
+
+    def _modules_to_save(self) -> list[str]:
+        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.whole))
 
 
 def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[str]:

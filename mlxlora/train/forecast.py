@@ -17,7 +17,7 @@ from mlxlora.data.batches import Size, sample_sizes
 from mlxlora.data.records import open_splits
 from mlxlora.data.render import Renderer
 from mlxlora.errors import ConfigError
-from mlxlora.lora.attach import new_layers, prepare_full
+from mlxlora.lora.fresh import prepare
 from mlxlora.machine import on_cpu
 from mlxlora.memory import cache_limit, memory_budget, offered_memory
 from mlxlora.quantized import KEPT_BYTES, QUANTIZED
@@ -103,7 +103,7 @@ class Forecaster:
         self.run, self.skeleton, self.rows = run, skeleton, rows
         self.budget, self.cache = budget, cache_limit(budget)
         self.model = skeleton.model
-        put_in(self.model, run)
+        prepare(self.model, run.lora, run.train.seed, known=False)
         self.fitter = Fitter(
             self.model,
             tried_forward(self.model),
@@ -250,16 +250,6 @@ def measured_rows(run: RunConfig, skeleton: Skeleton, trust_remote_code: bool = 
     return Rows(sizes, longest, len(splits.train), len(splits.valid or ()))
 
 
-def put_in(model: nn.Module, run: RunConfig) -> None:
-    """Put what the run trains into the model: fresh low-rank layers, or all weights."""
-    if run.lora.method != "full":
-        new_layers(model, run.lora, run.train.seed)
-        return
-    if any(isinstance(module, QUANTIZED) for module in model.modules()):
-        raise ConfigError("lora.method = 'full' cannot train quantized weights; use 'lora'")
-    prepare_full(model)
-
-
 def tried_forward(model: nn.Module) -> Forward:
     """What a skeleton allows, tried with two of its blocks and made-up weights."""
     with thin(model, model.layers[:2], TRIED_WORDS, made_up):
@@ -275,7 +265,7 @@ def refuse_what_cannot_fit(run: RunConfig, *, trust_remote_code: bool = False) -
     skeleton = open_skeleton(run.model, trust_remote_code=trust_remote_code)
     if skeleton.bytes > offered_memory():
         raise ConfigError(_too_large(run.model, skeleton))
-    put_in(skeleton.model, run)
+    prepare(skeleton.model, run.lora, run.train.seed, known=False)
     again = run.train.checkpoint_blocks is True
     if more_than_needed(skeleton.model, run.data.max_length, again) <= memory_budget():
         return

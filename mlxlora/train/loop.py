@@ -20,11 +20,12 @@ from mlxlora.data.records import Splits, open_splits
 from mlxlora.data.render import Renderer
 from mlxlora.errors import ConfigError, ExportError, MlxLoraError
 from mlxlora.files import refuse_existing, remove_directory
-from mlxlora.lora.attach import detach, new_layers, prepare_full
+from mlxlora.lora.attach import detach
+from mlxlora.lora.fresh import prepare
 from mlxlora.machine import awake, token_budget
 from mlxlora.memory import keep_freed_pages, limits
 from mlxlora.products import choose_products, use_products
-from mlxlora.quantized import QUANTIZED, use_own_products
+from mlxlora.quantized import use_own_products
 from mlxlora.readers import expanded
 from mlxlora.train.checkpoint import newest
 from mlxlora.train.directory import (
@@ -67,7 +68,7 @@ def train(
     make_optimizer(run.train)  # refuses what it cannot honour, before anything is written
     with _prepared(base) as parameters:
         products = choose_products(base.model, token_budget())
-        _put_in(base, run)
+        prepare(base.model, run.lora, run.train.seed)
         ways = choose_ways(base.model, run.train, *_sizes(run, splits, renderer), products)
         directory = _out(run)
         create(directory, Origin.of(run, base.identity, splits, ways.to_dict()))
@@ -108,7 +109,7 @@ def resume(
         renderer = Renderer(base.tokenizer, run.data)
         with _prepared(base) as parameters:
             use_products(base.model, origin.ways["products"])
-            _put_in(base, run)
+            prepare(base.model, run.lora, run.train.seed)
             if smaller:
                 sizes = _sizes(run, splits, renderer)
                 ways = smaller_ways(base.model, run.train, *sizes, origin.ways)
@@ -183,9 +184,11 @@ def check(run: RunConfig) -> None:
     if missing:
         raise ConfigError(f"not given: {', '.join(missing)}")
     if run.lora.method == "full":
-        given = {k for k, v in vars(run.lora).items() if v != vars(LoraConfig())[k]} - {"method"}
+        other = LoraConfig(method="full")
+        given = [f"lora.{k}" for k, v in vars(run.lora).items() if v != vars(other)[k]]
+        given += ["train.lora_plus_ratio"] if run.train.lora_plus_ratio != 1 else []
         if given:
-            names = ", ".join(f"lora.{name}" for name in sorted(given))
+            names = ", ".join(sorted(given))
             raise ConfigError(f"{names}: without meaning when every weight is trained (full)")
     out = _out(run)
     if (out / START).exists():
@@ -215,13 +218,3 @@ def _sizes(run: RunConfig, splits: Splits, renderer: Renderer) -> tuple[list[Siz
     if splits.valid is not None:
         longest = max(longest, sample_sizes(splits.valid, renderer, skip)[1])
     return sizes, longest
-
-
-def _put_in(base: Base, run: RunConfig) -> None:
-    """Put what is trained into the model: fresh low-rank layers, or all weights."""
-    if run.lora.method == "full":
-        if any(isinstance(module, QUANTIZED) for module in base.model.modules()):
-            raise ConfigError("lora.method = 'full' cannot train quantized weights; use 'lora'")
-        prepare_full(base.model)
-    else:
-        new_layers(base.model, run.lora, run.train.seed)

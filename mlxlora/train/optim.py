@@ -41,6 +41,23 @@ class Muon(opt.MultiOptimizer):
         self.optimizers[1].learning_rate = MUON_REST * rate
 
 
+class LoraPlus(opt.MultiOptimizer):
+    """B learns ratio times as fast as everything else (Hayou et al. 2024, arXiv:2402.12354)."""
+
+    def __init__(self, of_b: opt.Optimizer, rest: opt.Optimizer, ratio: float) -> None:
+        super().__init__([of_b, rest], [lambda path, _: path.endswith(".lora_b")])
+        self._ratio = ratio
+
+    @property
+    def learning_rate(self) -> mx.array:
+        return self.optimizers[1].learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self.optimizers[0].learning_rate = self._ratio * rate
+        self.optimizers[1].learning_rate = rate
+
+
 def _is_hidden_matrix(path: str, weight: mx.array) -> bool:
     return weight.ndim == 2 and not any(name in path for name in ("embed", "lm_head"))
 
@@ -69,7 +86,10 @@ def make_optimizer(config: TrainConfig) -> opt.Optimizer:
     """The optimizer, its rate still 0. Raises ConfigError for what it cannot honour."""
     if config.optimizer == "adam" and config.weight_decay:
         raise ConfigError("train.optimizer = 'adam' knows no weight_decay; use 'adamw'")
-    return OPTIMIZERS[config.optimizer](config)
+    make = OPTIMIZERS[config.optimizer]
+    if config.lora_plus_ratio == 1:
+        return make(config)
+    return LoraPlus(make(config), make(config), config.lora_plus_ratio)
 
 
 def peak_rate(train: TrainConfig, lora: LoraConfig, parameters: int) -> float:

@@ -15,7 +15,7 @@ from mlxlora.base import Base
 from mlxlora.config import RunConfig
 from mlxlora.data.records import Splits
 from mlxlora.files import remove_directory
-from mlxlora.lora.attach import collect
+from mlxlora.lora.fresh import collect
 from mlxlora.train.checkpoint import Progress, TrainState, prune
 from mlxlora.train.directory import describe, versions
 from mlxlora.train.events import Saved

@@ -10,6 +10,7 @@ from mlxlora.config import LoraConfig
 from mlxlora.data.batches import Batch, pack, pad
 from mlxlora.data.render import Example
 from mlxlora.lora.fresh import new_layers
+from mlxlora.lora.methods import METHODS
 from mlxlora.train.attention import Spans
 from mlxlora.train.forward import PADDED, WHOLE_LOGITS, Forward, arrays
 from mlxlora.train.objectives import sft
@@ -87,6 +88,26 @@ def test_packed_loss_and_gradients_are_those_of_every_row_alone(family):
 def test_padded_loss_and_gradients_are_those_of_every_row_alone(family):
     model = adapted(family)
     agree(of_batch(model, pad(EXAMPLES)), of_rows(model))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        *({"method": method} for method in METHODS),
+        {"train_also": ("*norm*",)},
+        {"train_also": ("embed_tokens",), "method": "dora"},
+    ],
+    ids=str,
+)
+def test_every_method_has_the_loss_and_gradients_of_every_row_alone(family, lora):
+    model = model_of(family)
+    new_layers(model, LoraConfig(rank=4, **lora), 0)
+    randomized(model)
+    batch = (pack if Forward(model).packs else pad)(EXAMPLES)
+    ours, reference = of_batch(model, batch), of_rows(model)
+    assert all(mx.abs(gradient).max() > 0 for gradient in reference[1].values())
+    agree(ours, reference)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

@@ -102,7 +102,7 @@ def test_padded_loss_and_gradients_are_those_of_every_row_alone(family):
 )
 def test_every_method_has_the_loss_and_gradients_of_every_row_alone(family, lora):
     model = model_of(family)
-    new_layers(model, LoraConfig(rank=4, **lora), 0)
+    new_layers(model, LoraConfig(rank=4, alpha=4.0, **lora), 0)
     randomized(model)
     batch = (pack if Forward(model).packs else pad)(EXAMPLES)
     ours, reference = of_batch(model, batch), of_rows(model)

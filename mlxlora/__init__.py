@@ -5,7 +5,8 @@
     run = mlxlora.RunConfig.load("recipe.toml", ["lora.rank=32"])
     for event in mlxlora.train(run, base): ...  # or mlxlora.resume("runs/sql", base)
     adapter = mlxlora.Adapter.load("runs/sql/adapter")
-    mlxlora.attach(base.model, adapter); mlxlora.detach(base.model)
+    mlxlora.attach(base, {"sql": adapter, "terse": other}); mlxlora.switch(base, "terse")
+    mlxlora.detach(base)
     mlxlora.fuse(base, adapter, "fused/")
 
 Names are imported when first used, so that `import mlxlora` and `mlxlora --help` are instant.
@@ -32,10 +33,11 @@ _HOMES = {
     "load": "mlxlora.base",
     "quantize": "mlxlora.export.quantize",
     "resume": "mlxlora.train.loop",
+    "switch": "mlxlora.lora.attach",
     "train": "mlxlora.train.loop",
 }
 __all__ = ["Adapter", "Base", "MlxLoraError", "RunConfig", "__version__", "attach", "detach"]
-__all__ += ["evaluate", "fuse", "load", "quantize", "resume", "train"]
+__all__ += ["evaluate", "fuse", "load", "quantize", "resume", "switch", "train"]
 
 if TYPE_CHECKING:
     from mlxlora.base import Base, load
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from mlxlora.export.fuse import fuse
     from mlxlora.export.quantize import quantize
     from mlxlora.lora.adapter import Adapter
-    from mlxlora.lora.attach import attach, detach
+    from mlxlora.lora.attach import attach, detach, switch
     from mlxlora.train.loop import resume, train
 
 

@@ -10,6 +10,7 @@ Weights that were trained whole stand beside them under their own names (mlx-lm 
 file; fuse it first); a "full" adapter holds nothing else.
 """
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping
@@ -22,11 +23,13 @@ import mlx.core as mx
 from mlxlora.config import MAX_RANK
 from mlxlora.errors import AdapterError
 from mlxlora.files import atomic_directory, hash_file, save_tensors, write_json
+from mlxlora.lora.card import card, whole_modules
 from mlxlora.readers import FLOATING, expanded, read_json, safetensors_header
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 PROVENANCE = "provenance.json"
+CARD = "README.md"
 FACTORS = ("lora_a", "lora_b")
 TENSORS = (*FACTORS, "m")  # of a module
 KINDS = ("lora", "dora", "full")
@@ -36,7 +39,14 @@ TOLD: dict[str, Any] = {
     "weights_sha256": str,
     "base": {"*": str},
     "data": {"format": str, "files": {"*": {"path": str, "rows": int}}},
-    "metrics": {"update": int, "updates": int, "valid_loss": float, "valid_loss_before": float},
+    "metrics": {
+        "update": int,
+        "updates": int,
+        "valid_loss": float,
+        "valid_loss_before": float,
+        "learning_rate": float,
+    },
+    "run": {"lora": {"method": str}},
     "versions": {"*": str},
 }
 
@@ -141,7 +151,7 @@ class Adapter:
                     f"{directory / WEIGHTS}: {path[:80]}.{min(differing)} "
                     + ("is missing" if differing < wanted else f"is in no {method} adapter")
                 )
-        whole = set(config.get("modules_to_save") or ())
+        whole = config.get("modules_to_save") or []
         strange = [n for n in adapter.whole if n.rpartition(".")[0] not in whole]
         if strange or not weights:
             what = f"{strange[0][:80]!r}, not a" if strange else "no"
@@ -160,41 +170,16 @@ class Adapter:
                 "weights_sha256": hash_file(temporary / WEIGHTS),
             }
             write_json(temporary / PROVENANCE, record)
+            (temporary / CARD).write_text(
+                card(dataclasses.replace(self, provenance=record)), "utf-8"
+            )
         return directory
-
-    def facts(self) -> list[tuple[str, str]]:
-        """What a person wants to know of it: label and value."""
-        told = self.provenance
-        base, metrics = told.get("base") or {}, told.get("metrics") or {}
-        files = (told.get("data") or {}).get("files") or {}
-        facts = [("method", self.method), ("layers", f"{len(self.modules)}")]
-        if self.modules:
-            facts.append(("rank", f"{self.rank}, alpha {self.alpha:g} (scale {self.scale:g})"))
-        if self.modules and self.whole:
-            facts.append(("trained whole", ", ".join(self._modules_to_save())))
-        parameters = sum(array.size for array in self.weights.values())
-        facts.append(("parameters", f"{parameters:,}"))
-        if base:
-            facts.append(("base", f"{base.get('name')} ({base.get('quantization')})"))
-        for name, file in files.items():
-            told_of = file or {}
-            rows = f"{told_of.get('rows') or 0:,} {self.format}"
-            facts.append((f"{name} rows", f"{rows} in {told_of.get('path')}"))
-        if metrics:
-            facts.append(("update", f"{metrics.get('update')} of {metrics.get('updates')}"))
-            before, after = metrics.get("valid_loss_before"), metrics.get("valid_loss")
-            if before is not None and after is not None:
-                facts.append(("validation loss", f"{before:.4f} before, {after:.4f} after"))
-        facts += [(name, str(text)) for name, text in (told.get("versions") or {}).items()]
-        if not told:
-            facts.append(("provenance", "none (not written by mlxlora)"))
-        return facts
 
     def config(self) -> dict[str, Any]:
         """adapter_config.json: the keys mlx-lm reads, and alpha for the human eye."""
         if self.method == "full":
             return {"fine_tune_type": "full", "num_layers": self.blocks}
-        whole = self._modules_to_save()
+        whole = whole_modules(self)
         return {
             "fine_tune_type": self.method,
             "num_layers": self.blocks,
@@ -208,9 +193,6 @@ class Adapter:
             },
         }
 
-    def _modules_to_save(self) -> list[str]:
-        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.whole))
-
 
 def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[str]:
     """What sets the base at hand apart from the one the adapter was trained on.
@@ -222,6 +204,7 @@ def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[
     labels = {
         "fingerprint": "weights",
         "quantization": "quantization",
+        "tokenizer": "tokenizer",
         "template": "chat template",
     }
     return [
@@ -249,6 +232,9 @@ def _parameters(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
         "blocks": (int, -1, 1 << 31, "a whole number"),
     }
     faults = []
+    whole = config.get("modules_to_save") or []
+    if not (isinstance(whole, list) and all(isinstance(name, str) for name in whole)):
+        faults.append("modules_to_save must be a list of names")
     for name, (kind, least, most, says) in limits.items():
         if not (_is(values[name], kind) and least <= values[name] <= most):
             label = "num_layers" if name == "blocks" else f"lora_parameters.{name}"

@@ -33,6 +33,13 @@ CARD = "README.md"
 FACTORS = ("lora_a", "lora_b")
 TENSORS = (*FACTORS, "m")  # of a module
 KINDS = ("lora", "dora", "full")
+# Of a base's identity: what must be the same, and how it is called.
+COMPARED = {
+    "fingerprint": "weights",
+    "quantization": "quantization",
+    "tokenizer": "tokenizer",
+    "template": "chat template",
+}
 FORMAT = 1  # of provenance.json
 # What is read of provenance.json, all of it optional; "*" stands for any name.
 TOLD: dict[str, Any] = {
@@ -201,15 +208,9 @@ def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[
     counts. Empty when the adapter says nothing of its base (one made by mlx-lm).
     """
     trained_on = provenance.get("base") or {}
-    labels = {
-        "fingerprint": "weights",
-        "quantization": "quantization",
-        "tokenizer": "tokenizer",
-        "template": "chat template",
-    }
     return [
         f"{label}: trained on {trained_on[key][:40]}, this base has {base[key][:40]}"
-        for key, label in labels.items()
+        for key, label in COMPARED.items()
         if trained_on.get(key) not in (None, base[key])
     ]
 

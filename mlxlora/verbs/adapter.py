@@ -47,4 +47,4 @@ def verify(
     screen.result({"ok": not wrong, "checks": [dataclasses.asdict(check) for check in checks]})
     if wrong:
         name = (adapter.provenance.get("base") or {}).get("name") or "its own base"
-        raise AdapterError(f"not the base of this adapter: {'; '.join(wrong)}. Use {name}.")
+        raise AdapterError(f"not the base of this adapter ({', '.join(wrong)}). Use {name}.")

@@ -421,7 +421,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "phi": MANY_KEYS,  # a bias in the head
     "phi3": {"partial_rotary_factor": 1.0},
-    "phi3small": {
+    "phi3small": {  # writes to logits with numbers above 100,000
+        "vocab_size": 100352,
+        "hidden_size": 32,
         "dense_attention_every_n_layers": 2,
         "ff_intermediate_size": 96,
         "gegelu_limit": 20.0,

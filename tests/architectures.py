@@ -7,6 +7,7 @@ takes that one's config.
 
 import importlib
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -428,17 +429,36 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "ff_intermediate_size": 96,
         "gegelu_limit": 20.0,
     },
-    "phimoe": {"rope_scaling": {**YARN, "long_factor": [1.0] * 8, "short_factor": [1.0] * 8,
-                                "long_mscale": 1.2, "short_mscale": 1.2}},
-    "phixtral": {"num_vocab": 200, "model_dim": 64, "num_heads": 4, "num_layers": 2,
-                 "rotary_dim": 8},
+    "phimoe": {
+        "rope_scaling": {
+            **YARN,
+            "long_factor": [1.0] * 8,
+            "short_factor": [1.0] * 8,
+            "long_mscale": 1.2,
+            "short_mscale": 1.2,
+        }
+    },
+    "phixtral": {
+        "num_vocab": 200,
+        "model_dim": 64,
+        "num_heads": 4,
+        "num_layers": 2,
+        "rotary_dim": 8,
+    },
     "plamo": {"n_shared_head": 2},
     "plamo2": {**TIED, "hidden_size_per_head": 16, "mamba_num_heads": 4, "mamba_d_state": 8},
     "plamo3": {**TIED, "window_size": 8, **EVERY_OTHER},
     "prism_hadamard_qwen35": {
         "tensor_namespace": "mlx-vlm-qwen3_5",
         "quantization": {"bits": 2, "group_size": 128, "mode": "affine"},
-        "text_config": {"num_experts": 0},
+        "modules": [
+            {"path": path, "embedding": False, "dtype": "float16", "block": block}
+            for path, block in (
+                ("model.layers.0.mlp.down_proj", 512),
+                ("model.layers.1.mlp.up_proj", 0),
+            )
+        ],
+        "text_config": {"num_experts": 0, "hidden_size": 128, "intermediate_size": 512},
     },
     "qwen": {"kv_channels": 16, **MANY_KEYS},
     "qwen2": TIED,
@@ -508,6 +528,73 @@ SHELLS = {
 for shell, text in SHELLS.items():
     FAMILIES[shell] = {"text_config": {"model_type": text, **FAMILIES[text]}}
 
+# How rows of several lengths are computed: packed, unless it is said here why not.
+PADDED = {
+    "a state or a convolution that runs through the sequence": {
+        "baichuan_m1",
+        "bailing_hybrid",
+        "bailing_moe_linear",
+        "bailing_moe_v3",
+        "falcon_h1",
+        "gear",
+        "granitemoehybrid",
+        "jamba",
+        "kimi_k3",
+        "kimi_linear",
+        "lfm2",
+        "lfm2-vl",
+        "lfm2_moe",
+        "longcat_flash_ngram",
+        "mamba",
+        "mamba2",
+        "nemotron_h",
+        "olmo_hybrid",
+        "plamo2",
+        "prism_hadamard_qwen35",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "qwen3_next",
+        "recurrent_gemma",
+        "rwkv7",
+    },
+    "where a token stands is felt": {
+        "gpt2",
+        "gpt_bigcode",
+        "hunyuan",
+        "hunyuan_v1_dense",
+        "iquestloopcoder",
+    },
+    "attention, masks or caches of their own": {
+        "afm7",
+        "deepseek_v3",
+        "deepseek_v32",
+        "gemma2",
+        "gemma3n",
+        "glm4_moe_lite",
+        "glm_moe_dsa",
+        "kimi_k25",
+        "kimi_vl",
+        "llama4",
+        "longcat_flash",
+        "minimax_m3_vl",
+        "nemotron-nas",
+    },
+}
+# Whose head is no layer that can be had alone.
+WHOLE_LOGITS = {"llama4_text", "seed_oss", "talkie"}
+# What mlx-lm's file does not allow, and why.
+CANNOT = {
+    "bitnet": "its ternary layers run on Metal alone, have no gradient, and cannot hold what "
+    "fuse would write",
+    "deepseek_v41": "the choice of its experts is not cut off from the gradient, so MLX refuses "
+    "to differentiate it",
+    "muse_spark": "it consists of Metal kernels that have no gradient",
+    "olmo": "it asks for the package ai2-olmo, and ends the program without it",
+    "phi3small": "its sparse attention adds true and false to the scores as 1 and 0, so tokens "
+    "see what comes after them",
+}
+FAMILIES["olmo"] = {}
+
 NOT_MODELS = {
     "activations",
     "base",
@@ -537,14 +624,23 @@ def model_of(family: str, **changes: Any) -> nn.Module:
     mx.random.seed(1)
     config = json.loads(json.dumps(config_of(family, **changes)))  # some write into their config
     model: nn.Module = module.Model(module.ModelArgs.from_dict(config))
-    weights = tree_flatten(model.parameters())
-    # Larger than at birth, biases and sinks included, so that every part matters.
-    grown = [(n, a + 0.3 * mx.random.normal(a.shape, a.dtype)) for n, a in weights if a.ndim < 2]
-    grown += [(n, 0.3 * mx.random.normal(a.shape, a.dtype)) for n, a in weights if a.ndim >= 2]
+    if not hasattr(model, "_no_grad"):
+        nn.Module.__init__(model)  # which a class of mlx-lm's forgets
+    grown = [(name, _grown(name, array)) for name, array in tree_flatten(model.parameters())]
     model.update(tree_unflatten(grown))
     model.freeze()
     mx.eval(model.parameters())
     return model
+
+
+def _grown(name: str, array: mx.array) -> mx.array:
+    """Other numbers, larger than at birth, biases and sinks included, so that every part matters."""
+    if not mx.issubdtype(array.dtype, mx.floating):  # packed weights
+        return mx.random.randint(0, 1 << 30, array.shape).astype(array.dtype)
+    if name.endswith(".signs"):
+        return array
+    new = 0.3 * mx.random.normal(array.shape, array.dtype)
+    return new if array.ndim > 1 else array + new
 
 
 def write_model(directory: Path, family: str, **changes: Any) -> Path:
@@ -554,3 +650,26 @@ def write_model(directory: Path, family: str, **changes: Any) -> Path:
     mx.save_safetensors(str(directory / "model.safetensors"), weights, {"format": "mlx"})
     (directory / "config.json").write_text(json.dumps(config_of(family, **changes)))
     return directory
+
+
+def readme_section() -> str:
+    """What the README says of all this."""
+    right = FAMILIES.keys() - CANNOT.keys()
+    padded = set().union(*PADDED.values())
+    kinds = [
+        ("packed", right - padded),
+        *((f"padded: {reason}", families) for reason, families in PADDED.items()),
+        ("whole logits: the head is no layer that can be had alone", WHOLE_LOGITS),
+    ]
+    lines = [
+        f"{len(right)} of the {len(FAMILIES)} model files of mlx-lm {MLX_LM} go the whole way, tiny "
+        "and with random weights. Text parts of models that see too are among them.",
+        *(
+            f"- {what} ({len(families)}): {', '.join(sorted(families, key=str.lower))}"
+            for what, families in kinds
+        ),
+    ]
+    filled = [textwrap.fill(line, 99, break_on_hyphens=False) for line in lines]
+    rows = ["| cannot be trained | |", "|---|---|"]
+    rows += [f"| {family} | {why} |" for family, why in sorted(CANNOT.items())]
+    return "\n\n".join([filled[0], "\n".join(filled[1:]), "\n".join(rows)]) + "\n"

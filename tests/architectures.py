@@ -557,7 +557,7 @@ PADDED = {
         "recurrent_gemma",
         "rwkv7",
     },
-    "where a token stands is felt": {
+    "positions that are not only relative": {
         "gpt2",
         "gpt_bigcode",
         "hunyuan",
@@ -634,7 +634,7 @@ def model_of(family: str, **changes: Any) -> nn.Module:
 
 
 def _grown(name: str, array: mx.array) -> mx.array:
-    """Other numbers, larger than at birth, biases and sinks included, so that every part matters."""
+    """Larger numbers than at birth, in biases and sinks too, so that every part matters."""
     if not mx.issubdtype(array.dtype, mx.floating):  # packed weights
         return mx.random.randint(0, 1 << 30, array.shape).astype(array.dtype)
     if name.endswith(".signs"):
@@ -662,14 +662,19 @@ def readme_section() -> str:
         ("whole logits: the head is no layer that can be had alone", WHOLE_LOGITS),
     ]
     lines = [
-        f"{len(right)} of the {len(FAMILIES)} model files of mlx-lm {MLX_LM} go the whole way, tiny "
-        "and with random weights. Text parts of models that see too are among them.",
+        f"{len(right)} of the {len(FAMILIES)} model files of mlx-lm {MLX_LM} go the whole way, "
+        "tiny and with random weights. Text parts of models that see too are among them.",
         *(
             f"- {what} ({len(families)}): {', '.join(sorted(families, key=str.lower))}"
             for what, families in kinds
         ),
     ]
-    filled = [textwrap.fill(line, 99, break_on_hyphens=False) for line in lines]
+    filled = [
+        textwrap.fill(
+            line, 99, subsequent_indent="  " * line.startswith("-"), break_on_hyphens=False
+        )
+        for line in lines
+    ]
     rows = ["| cannot be trained | |", "|---|---|"]
     rows += [f"| {family} | {why} |" for family, why in sorted(CANNOT.items())]
     return "\n\n".join([filled[0], "\n".join(filled[1:]), "\n".join(rows)]) + "\n"

@@ -28,8 +28,8 @@ from mlx_lm.tuner.utils import load_adapters
 
 from mlxlora.base import open_frozen
 from mlxlora.config import LoraConfig
-from mlxlora.errors import ConfigError
 from mlxlora.data.batches import pack, pad
+from mlxlora.errors import ConfigError
 from mlxlora.export.fuse import fuse
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach, detach

@@ -582,6 +582,8 @@ PADDED = {
 }
 # Whose head is no layer that can be had alone.
 WHOLE_LOGITS = {"llama4_text", "seed_oss", "talkie"}
+# Whose adapters mlx-lm refuses: it has another form for them.
+OURS_ALONE = {"afm7"}
 # What mlx-lm's file does not allow, and why.
 CANNOT = {
     "bitnet": "its ternary layers run on Metal alone, have no gradient, and cannot hold what "
@@ -660,6 +662,7 @@ def readme_section() -> str:
         ("packed", right - padded),
         *((f"padded: {reason}", families) for reason, families in PADDED.items()),
         ("whole logits: the head is no layer that can be had alone", WHOLE_LOGITS),
+        ("adapters of another form than mlx-lm's, which refuses them", OURS_ALONE),
     ]
     lines = [
         f"{len(right)} of the {len(FAMILIES)} model files of mlx-lm {MLX_LM} go the whole way, "
@@ -671,7 +674,10 @@ def readme_section() -> str:
     ]
     filled = [
         textwrap.fill(
-            line, 99, subsequent_indent="  " * line.startswith("-"), break_on_hyphens=False
+            line,
+            99,
+            subsequent_indent="  " if line.startswith("-") else "",
+            break_on_hyphens=False,
         )
         for line in lines
     ]

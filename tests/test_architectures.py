@@ -15,6 +15,7 @@ from architectures import (
     FAMILIES,
     MLX_LM,
     NOT_MODELS,
+    OURS_ALONE,
     PADDED,
     WHOLE_LOGITS,
     model_of,
@@ -31,6 +32,7 @@ from mlxlora.config import LoraConfig
 from mlxlora.data.batches import pack, pad
 from mlxlora.errors import ConfigError
 from mlxlora.export.fuse import fuse
+from mlxlora.export.quantize import quantize
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach, detach
 from mlxlora.lora.fresh import collect, new_layers
@@ -116,8 +118,12 @@ def test_the_saved_adapter_does_the_same_in_a_fresh_base_and_in_mlx_lm(trained):
     assert worst(trained.logits, trained.own) > 1e-2
     ours, theirs = opened(trained.base), opened(trained.base)
     attach(ours, Adapter.load(trained.adapter))
-    load_adapters(theirs, str(trained.adapter))
     assert mx.array_equal(ours(TOKENS), trained.logits)
+    if trained.family in OURS_ALONE:
+        with pytest.raises(ValueError, match="incompatible"):
+            load_adapters(theirs, str(trained.adapter))
+        return
+    load_adapters(theirs, str(trained.adapter))
     assert worst(theirs(TOKENS), trained.logits) < 1e-5
 
 
@@ -195,3 +201,55 @@ def test_phi3small_sees_what_comes_after():
     other = mx.concatenate([TOKENS[:, :-1], mx.array([[99]])], axis=1)
     with_other = model.model(other)[:, :-1]
     assert worst(with_other, model.model(TOKENS)[:, :-1]) > 1e-2
+
+
+# Sizes of which every layer can be quantized in groups of 32.
+WIDE = {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
+LATENT = {"q_lora_rank": 32, "qk_nope_head_dim": 32, "v_head_dim": 32}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "also"),
+    [
+        ("mixtral", {}, ()),
+        ("qwen3_5_moe", WIDE, ()),
+        ("gpt_oss", {}, ()),
+        ("deepseek_v2", {**WIDE, **LATENT}, ()),
+        ("deepseek_v3", {**WIDE, **LATENT}, ("embed_q", "unembed_out")),
+        ("longcat_flash", LATENT, ("embed_q", "unembed_out")),
+    ],
+)
+def test_over_a_quantized_base_too(family, changes, also, tmp_path):
+    plain = write_model(tmp_path / "plain", family, **changes)
+    quantize(plain, tmp_path / "base", bits=4, group_size=32)
+    model = opened(tmp_path / "base")
+    config = LoraConfig(rank=4, alpha=8.0, targets=("all-linear", *also))
+    paths = new_layers(model, config, 0)
+    assert {path.rpartition(".")[2] for path in paths} >= set(also)
+    packed = [path for path in paths if "scales" in dict(model.named_modules())[path].base]
+    assert packed == paths
+    randomized(model)
+    forward = Forward(model)
+    batch = (pack if forward.packs else pad)(ROWS)
+    agree(of_batch(model, batch, forward), of_rows(model, ROWS))
+    logits = model(TOKENS)
+    adapter = collect(model, config, {})
+    fresh = opened(tmp_path / "base")
+    attach(fresh, adapter)
+    assert mx.array_equal(fresh(TOKENS), logits)
+    fuse(tmp_path / "base", adapter, tmp_path / "fused", bits="none")
+    fused = opened(tmp_path / "fused")
+    assert not any("scales" in module for module in fused.modules())
+    assert worst(fused(TOKENS), logits) < 1e-4
+
+
+def test_a_base_of_which_some_layers_are_not_quantized_is_fused(tmp_path):
+    plain = write_model(tmp_path / "plain", "qwen2", intermediate_size=80)
+    quantize(plain, tmp_path / "base", bits=4, group_size=32)  # but for down_proj
+    model = opened(tmp_path / "base")
+    adapt(model)
+    logits = model(TOKENS)
+    fuse(tmp_path / "base", collect(model, CONFIG, {}), tmp_path / "fused")
+    down, up = (opened(tmp_path / "fused").layers[0].mlp[name] for name in ("down_proj", "up_proj"))
+    assert "scales" not in down and up.bits == 8
+    assert worst(opened(tmp_path / "fused")(TOKENS), logits) < 5e-2

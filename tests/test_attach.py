@@ -196,3 +196,34 @@ def test_routers_are_never_adapted_wherever_their_layer_stands():
 
     found = targets(Model(), LoraConfig())
     assert found == ["layers.0.gate_proj", "layers.0.q_proj"]
+
+
+@pytest.mark.parametrize("sets", [False, True])
+def test_a_layer_whose_weight_the_model_takes_itself_is_left_alone(sets):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj = nn.Linear(8, 8)
+            self.mix = nn.Linear(8, 8)
+
+        def __call__(self, x):
+            if sets:
+                self.mix.weight = mx.clip(self.mix.weight, -1, 1)
+                return self.q_proj(self.mix(x))
+            return self.q_proj(x) @ self.mix.weight
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = [Block()]
+
+        def __call__(self, tokens):
+            return self.layers[0](mx.ones((*tokens.shape, 8)))
+
+    model = Model()
+    weight = model.layers[0].mix.weight
+    model.eval()
+    assert targets(model, LoraConfig()) == ["layers.0.q_proj"]
+    assert model.layers[0].mix.weight is weight and not model.training
+    with pytest.raises(ConfigError, match=r"'mix' matches layers.0.mix, whose weight the model"):
+        targets(model, LoraConfig(targets=("mix",)))

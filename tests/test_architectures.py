@@ -108,6 +108,16 @@ def test_loss_and_gradients_are_those_of_every_row_alone(trained):
     agree(of_batch(trained.model, batch, trained.forward), of_rows(trained.model, ROWS))
 
 
+def test_blocks_computed_again_have_the_same_gradients(trained):
+    batch = (pack if trained.forward.packs else pad)(ROWS)
+    plain = of_batch(trained.model, batch, trained.forward)
+    trained.forward.checkpoint_blocks = True
+    again = of_batch(trained.model, batch, trained.forward)
+    trained.forward.checkpoint_blocks = False
+    assert again[0] == plain[0] and again[1].keys() == plain[1].keys()
+    assert all(mx.array_equal(again[1][name], gradient) for name, gradient in plain[1].items())
+
+
 def test_a_model_is_packed_and_its_head_comes_apart_as_the_table_says(trained):
     padded = set().union(*PADDED.values())
     assert trained.forward.packs == (trained.family not in padded)

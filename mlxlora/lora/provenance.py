@@ -37,15 +37,17 @@ def mistold(told: Any, shape: Any = TOLD, path: str = "") -> str:
     """Where told is not of this shape, or ''. null is as good as absent."""
     if told is None:
         return ""
-    if not isinstance(shape, dict | list):
-        return "" if is_a(told, shape) else f"{path[1:]} is {str(told)[:40]!r}"
-    if not isinstance(told, type(shape)):
-        return f"{path[1:]} must be {'an object' if isinstance(shape, dict) else 'a list'}"
     if isinstance(shape, list):
-        faults = (mistold(item, shape[0], f"{path}.{n}") for n, item in enumerate(told, 1))
+        if not isinstance(told, list):
+            return f"{path[1:]} must be a list"
+        inner = [(str(number), item, shape[0]) for number, item in enumerate(told, 1)]
+    elif isinstance(shape, dict):
+        if not isinstance(told, dict):
+            return f"{path[1:]} must be an object"
+        inner = [(name, value, shape.get(name, shape.get("*"))) for name, value in told.items()]
     else:
-        inner = ((name, value, shape.get(name, shape.get("*"))) for name, value in told.items())
-        faults = (mistold(value, one, f"{path}.{name[:40]}") for name, value, one in inner if one)
+        return "" if is_a(told, shape) else f"{path[1:]} is {str(told)[:40]!r}"
+    faults = (mistold(value, one, f"{path}.{name[:40]}") for name, value, one in inner if one)
     return next((fault for fault in faults if fault), "")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxlora.errors import ModelError
-from mlxlora.files import hash_text
+from mlxlora.files import hash_file, hash_text
 from mlxlora.readers import expanded, fingerprint, read_json, read_text, safetensors_header
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -35,6 +35,12 @@ class Identity:
     fingerprint: str  # of the weights on disk (readers.fingerprint)
     quantization: str  # "none" or e.g. "4 bits, groups of 64, affine"
     template: str  # hash of the chat template, or "none"
+    tokenizer: str = "none"  # hash of the tokenizer's files
+
+    @property
+    def public_name(self) -> str:
+        """The Hub id or, of a directory, its own name: nothing of where it is."""
+        return self.name if self.revision else Path(self.name).name
 
     def to_dict(self) -> dict[str, str]:
         return dataclasses.asdict(self)
@@ -182,6 +188,7 @@ def identify(name: str, path: Path, commit: str = "") -> Identity:
         fingerprint=fingerprint(weight_files(path)),
         quantization=describe_quantization(quantization),
         template=_template_hash(path),
+        tokenizer=_tokenizer_hash(path),
     )
 
 
@@ -190,6 +197,15 @@ def describe_quantization(quantization: dict[str, Any] | None) -> str:
         return str((quantization or {}).get("quant_method", "none"))
     mode = quantization.get("mode", "affine")
     return f"{quantization['bits']} bits, groups of {quantization.get('group_size')}, {mode}"
+
+
+def _tokenizer_hash(path: Path) -> str:
+    """Of what turns text into tokens: the first of these files that there is."""
+    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"):
+        if os.path.isfile(path / name):
+            return hash_file(path / name)[:16]
+    found = sorted(path.glob("*.tiktoken"))
+    return hash_file(found[0])[:16] if found else "none"
 
 
 def _template_hash(path: Path) -> str:

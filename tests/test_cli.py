@@ -74,7 +74,7 @@ def test_the_whole_way_from_rows_to_a_fused_model(dense_path, rows, tmp_path):
     [
         (["train", "--set", "lora.rnk=3"], "did you mean lora.rank?"),
         (["train", "--rank", "0"], "lora.rank must be at least 1"),
-        (["train", "--method", "lorra"], "lora.method must be 'lora', 'rslora', 'dora'"),
+        (["train", "--method", "lorra"], "lora.method must be 'lora' or 'rslora' or 'dora'"),
         (["train"], "not given: model, out, data.path"),
         (["train", "--rnak", "3"], "--rank"),
         (["train", "none.toml"], "cannot read none.toml: No such file"),

@@ -14,6 +14,7 @@ from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError, ConfigError
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach, detach
+from mlxlora.lora.card import facts
 from mlxlora.lora.fresh import collect, new_layers
 from mlxlora.lora.merge import merge
 from mlxlora.lora.mixing import METHODS
@@ -181,6 +182,13 @@ def test_dare_drops_other_numbers_in_every_adapter_module_and_factor():
         assert 0.4 < mask.mean() < 0.6
         for other in flat[:number]:
             assert 0.4 < (mask == other).mean() < 0.6
+
+
+def test_parents_are_named_without_their_paths():
+    names = ["runs/sql/adapter", "/secret/place/terse/", "adapter 3"]
+    told = merge(ALIKE, names=names).provenance["merge"]
+    assert [parent["name"] for parent in told["parents"]] == ["sql", "terse", "adapter 3"]
+    assert "secret" not in json.dumps(told)
 
 
 def test_weights_are_equal_shares_unless_told():
@@ -392,6 +400,7 @@ def test_a_merged_adapter_tells_of_its_parents_and_fits_the_base(saved, dense_pa
     for name, parent in zip("AB", provenance["merge"]["parents"], strict=True):
         assert parent["weights_sha256"] == Adapter.load(name).provenance["weights_sha256"]
         assert parent["name"] == name
+    assert "0.7 times A" in (saved / "C" / "README.md").read_text()
     code, out, err = run("adapter", "verify", "C", "--model", dense_path)
     assert code == 0 and "base the same, 14 layers fit" in out, err
 
@@ -490,11 +499,12 @@ def test_help_names_exactly_the_methods_and_their_densities(run, monkeypatch):
     ],
 )
 def test_a_damaged_record_of_parents_is_named(told, says, tmp_path):
-    adapter(1, provenance={"merge": told}).save(tmp_path / "a")
+    adapter(1).save(tmp_path / "a")
+    (tmp_path / "a" / "provenance.json").write_text(json.dumps({"merge": told}))
     with pytest.raises(AdapterError, match=says):
         Adapter.load(tmp_path / "a")
 
 
 def test_a_record_with_nothing_in_it_can_be_said(tmp_path):
     adapter(1, provenance={"merge": {"parents": [None, {}]}}).save(tmp_path / "a")
-    assert ("parent 2", "an adapter") in Adapter.load(tmp_path / "a").facts()
+    assert ("parent 2", "an adapter") in facts(Adapter.load(tmp_path / "a"))

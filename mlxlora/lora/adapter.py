@@ -10,6 +10,7 @@ Weights that were trained whole stand beside them under their own names (mlx-lm 
 file; fuse it first); a "full" adapter holds nothing else.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,12 +22,14 @@ import mlx.core as mx
 from mlxlora.config import MAX_RANK
 from mlxlora.errors import AdapterError
 from mlxlora.files import atomic_directory, hash_file, save_tensors, write_json
-from mlxlora.lora.provenance import COMPARED, is_a, mistold, said
+from mlxlora.lora.card import card, whole_modules
+from mlxlora.lora.provenance import COMPARED, is_a, mistold
 from mlxlora.readers import FLOATING, expanded, read_json, safetensors_header
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 PROVENANCE = "provenance.json"
+CARD = "README.md"
 FACTORS = ("lora_a", "lora_b")
 TENSORS = (*FACTORS, "m")  # of a module
 KINDS = ("lora", "dora", "full")
@@ -133,7 +136,7 @@ class Adapter:
                     f"{directory / WEIGHTS}: {path[:80]}.{min(differing)} "
                     + ("is missing" if differing < wanted else f"is in no {method} adapter")
                 )
-        whole = set(config.get("modules_to_save") or ())
+        whole = config.get("modules_to_save") or []
         strange = [n for n in adapter.whole if n.rpartition(".")[0] not in whole]
         if strange or not weights:
             what = f"{strange[0][:80]!r}, not a" if strange else "no"
@@ -152,23 +155,16 @@ class Adapter:
                 "weights_sha256": hash_file(temporary / WEIGHTS),
             }
             write_json(temporary / PROVENANCE, record)
+            (temporary / CARD).write_text(
+                card(dataclasses.replace(self, provenance=record)), "utf-8"
+            )
         return directory
-
-    def facts(self) -> list[tuple[str, str]]:
-        """What a person wants to know of it: label and value."""
-        facts = [("method", self.method), ("layers", f"{len(self.modules)}")]
-        if self.modules:
-            facts.append(("rank", f"{self.rank}, alpha {self.alpha:g} (scale {self.scale:g})"))
-        if self.modules and self.whole:
-            facts.append(("trained whole", ", ".join(self._modules_to_save())))
-        parameters = sum(array.size for array in self.weights.values())
-        return [*facts, ("parameters", f"{parameters:,}"), *said(self.provenance)]
 
     def config(self) -> dict[str, Any]:
         """adapter_config.json: the keys mlx-lm reads, and alpha for the human eye."""
         if self.method == "full":
             return {"fine_tune_type": "full", "num_layers": self.blocks}
-        whole = self._modules_to_save()
+        whole = whole_modules(self)
         return {
             "fine_tune_type": self.method,
             "num_layers": self.blocks,
@@ -181,9 +177,6 @@ class Adapter:
                 "keys": self.modules,
             },
         }
-
-    def _modules_to_save(self) -> list[str]:
-        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.whole))
 
 
 def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[str]:
@@ -218,6 +211,9 @@ def _parameters(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
         "blocks": (int, -1, 1 << 31, "a whole number"),
     }
     faults = []
+    whole = config.get("modules_to_save") or []
+    if not (isinstance(whole, list) and all(isinstance(name, str) for name in whole)):
+        faults.append("modules_to_save must be a list of names")
     for name, (kind, least, most, says) in limits.items():
         if not (is_a(values[name], kind) and least <= values[name] <= most):
             label = "num_layers" if name == "blocks" else f"lora_parameters.{name}"

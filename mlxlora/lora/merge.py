@@ -6,7 +6,9 @@ a layer's kind shows in its tensors. What was folded into B because modules diff
 """
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +20,8 @@ from mlxlora.lora.fresh import random_key
 from mlxlora.lora.mergeable import KINDS, check, check_ranks, paths
 from mlxlora.lora.mixing import METHODS, Method, Share, mix
 from mlxlora.lora.provenance import PARENT
+
+ADAPTER = "adapter"  # the directory of every run's own
 
 
 def merge(
@@ -36,7 +40,7 @@ def merge(
     weights: one an adapter, of any sign (None: equal ones that sum to 1). rank: of "svd"'s result
     (None: the largest of the adapters'). density: share of the numbers that "ties" and "dare" keep
     (None: 0.2 and 0.9). seed: of what "dare" drops (None: 0). names: of the adapters, for messages
-    and provenance. A module that an adapter lacks counts as zero there.
+    and, without what leads there, provenance. A module that an adapter lacks counts as zero there.
 
     provenance["merge"] tells of the parents, and of "distance": the Frobenius norm of what the
     result adds to the weights less the weighted sum of what the adapters add, relative to that
@@ -135,8 +139,10 @@ def _shares(
 
 
 def _parent(name: str, weight: float, adapter: Adapter) -> dict[str, Any]:
+    """What is told of one, and of its name no path: runs/sql/adapter is "sql"."""
     told = {key: adapter.provenance[key] for key in PARENT if key in adapter.provenance}
-    return {**told, "name": name, "weight": weight}
+    parts = [part for part in Path(os.path.abspath(name)).parts if part != ADAPTER]
+    return {**told, "name": parts[-1], "weight": weight}
 
 
 def _common(adapters: Sequence[Adapter]) -> dict[str, Any]:

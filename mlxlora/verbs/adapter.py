@@ -15,10 +15,11 @@ def info(
     """What an adapter is and what it was trained on."""
     from mlxlora.console import Screen
     from mlxlora.lora.adapter import Adapter
+    from mlxlora.lora.card import facts
 
     adapter = Adapter.load(path)
     screen = Screen(as_json)
-    screen.facts(adapter.facts())
+    screen.facts(facts(adapter))
     screen.result({**adapter.config(), "provenance": adapter.provenance})
 
 

@@ -110,11 +110,12 @@ def merge(
     result = dataclasses.replace(result, provenance=provenance)
     result.save(out)
     told = result.provenance["merge"]
+    used = [parent["weight"] for parent in told["parents"]]
     screen = Screen(as_json)
     screen.facts(
         [
             ("merged", f"{len(loaded)} adapters by {method}, {len(result.modules)} layers"),
-            *((f"{parent['weight']:g}", parent["name"]) for parent in told["parents"]),
+            *((f"{w:g}", name) for w, name in zip(used, names, strict=True)),
             ("rank", f"{result.rank}"),
             ("distance", f"{told['distance']:.1%} off the weighted sum of what they do"),
             ("written", str(out)),
@@ -124,7 +125,7 @@ def merge(
         {
             "path": str(out),
             "modules": len(result.modules),
-            "weights": [parent["weight"] for parent in told["parents"]],
+            "weights": used,
             **{"rank": result.rank, **{k: v for k, v in told.items() if k != "parents"}},
         }
     )

@@ -66,7 +66,7 @@ def test_the_whole_way_from_rows_to_a_fused_model(dense_path, rows, tmp_path):
     done = mlxlora("adapter", "verify", adapter, "--model", base, "--json")
     assert last_line(done)["ok"] is True
     done = mlxlora("adapter", "verify", adapter, "--model", dense_path)
-    assert done.returncode == 2 and "trained on another base" in done.stderr
+    assert done.returncode == 2 and "not the base of this adapter (base, bits)" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def _summary(adapter: Described) -> str:
     losses = _losses(adapter.provenance)
     if losses:
         sentences.append(f"validation loss {losses}")
-    return "; ".join(sentences) + ". Written by [mlxlora](https://pypi.org/project/mlxlora/)."
+    return "; ".join(sentences) + ". Written by mlxlora."
 
 
 def _usage(adapter: Described) -> str:

@@ -1,5 +1,6 @@
 """mlxlora adapter: info, verify."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -29,15 +30,21 @@ def verify(
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Check an adapter's hash, and that this base is the one it was trained on."""
+    """Recompute an adapter's hash; check that this base, tokenizer and template are its own."""
     from mlxlora.base import load
     from mlxlora.console import Screen
+    from mlxlora.errors import AdapterError
     from mlxlora.lora.adapter import Adapter
-    from mlxlora.lora.attach import attach
+    from mlxlora.lora.verify import DIFFERS, SAME, UNKNOWN, verify
 
     adapter = Adapter.load(path)
-    base = load(model, trust_remote_code=trust_remote_code)
-    attach(base, adapter)
+    checks = verify(adapter, load(model, trust_remote_code=trust_remote_code))
+    wrong = [check.what for check in checks if check.found == DIFFERS]
     screen = Screen(as_json)
-    screen.say(f"{path}: weights whole, base the same, {len(adapter.modules)} layers fit")
-    screen.result({"ok": True, "modules": len(adapter.modules)})
+    states = {SAME: "pass", UNKNOWN: "warn", DIFFERS: "fail"}
+    for check in checks:
+        screen.check(states[check.found], check.what, check.detail, "")
+    screen.result({"ok": not wrong, "checks": [dataclasses.asdict(check) for check in checks]})
+    if wrong:
+        name = (adapter.provenance.get("base") or {}).get("name") or "its own base"
+        raise AdapterError(f"not the base of this adapter ({', '.join(wrong)}). Use {name}.")

@@ -33,13 +33,6 @@ CARD = "README.md"
 FACTORS = ("lora_a", "lora_b")
 TENSORS = (*FACTORS, "m")  # of a module
 KINDS = ("lora", "dora", "full")
-# Of a base's identity: what must be the same, and how it is called.
-COMPARED = {
-    "fingerprint": "weights",
-    "quantization": "quantization",
-    "tokenizer": "tokenizer",
-    "template": "chat template",
-}
 FORMAT = 1  # of provenance.json
 
 

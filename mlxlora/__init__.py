@@ -31,13 +31,14 @@ _HOMES = {
     "evaluate": "mlxlora.evaluate",
     "fuse": "mlxlora.export.fuse",
     "load": "mlxlora.base",
+    "merge": "mlxlora.lora.merge",
     "quantize": "mlxlora.export.quantize",
     "resume": "mlxlora.train.loop",
     "switch": "mlxlora.lora.attach",
     "train": "mlxlora.train.loop",
 }
 __all__ = ["Adapter", "Base", "MlxLoraError", "RunConfig", "__version__", "attach", "detach"]
-__all__ += ["evaluate", "fuse", "load", "quantize", "resume", "switch", "train"]
+__all__ += ["evaluate", "fuse", "load", "merge", "quantize", "resume", "switch", "train"]
 
 if TYPE_CHECKING:
     from mlxlora.base import Base, load
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from mlxlora.export.quantize import quantize
     from mlxlora.lora.adapter import Adapter
     from mlxlora.lora.attach import attach, detach, switch
+    from mlxlora.lora.merge import merge
     from mlxlora.train.loop import resume, train
 
 

@@ -19,6 +19,7 @@ from mlxlora.verbs import (
     doctor,
     evaluate,
     fuse,
+    merge,
     plan,
     quantize,
     quickstart,
@@ -43,9 +44,10 @@ app.command()(quantize.quantize)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 
-adapters = typer.Typer(no_args_is_help=True, help="Look at adapters and check them.")
+adapters = typer.Typer(no_args_is_help=True, help="Look at adapters, check them, merge them.")
 adapters.command()(adapter.info)
 adapters.command()(adapter.verify)
+adapters.command(cls=merge.Spread)(merge.merge)
 app.add_typer(adapters, name="adapter")
 
 _CANNOT_WRITE = {

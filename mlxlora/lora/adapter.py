@@ -11,7 +11,6 @@ file; fuse it first); a "full" adapter holds nothing else.
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from mlxlora.config import MAX_RANK
 from mlxlora.errors import AdapterError
 from mlxlora.files import atomic_directory, hash_file, save_tensors, write_json
 from mlxlora.lora.card import card, whole_modules
+from mlxlora.lora.provenance import COMPARED, is_a, mistold
 from mlxlora.readers import FLOATING, expanded, read_json, safetensors_header
 
 WEIGHTS = "adapters.safetensors"
@@ -33,29 +33,7 @@ CARD = "README.md"
 FACTORS = ("lora_a", "lora_b")
 TENSORS = (*FACTORS, "m")  # of a module
 KINDS = ("lora", "dora", "full")
-# Of a base's identity: what must be the same, and how it is called.
-COMPARED = {
-    "fingerprint": "weights",
-    "quantization": "quantization",
-    "tokenizer": "tokenizer",
-    "template": "chat template",
-}
 FORMAT = 1  # of provenance.json
-# What is read of provenance.json, all of it optional; "*" stands for any name.
-TOLD: dict[str, Any] = {
-    "weights_sha256": str,
-    "base": {"*": str},
-    "data": {"format": str, "files": {"*": {"path": str, "rows": int}}},
-    "metrics": {
-        "update": int,
-        "updates": int,
-        "valid_loss": float,
-        "valid_loss_before": float,
-        "learning_rate": float,
-    },
-    "run": {"lora": {"method": str}},
-    "versions": {"*": str},
-}
 
 
 @dataclass(frozen=True)
@@ -119,7 +97,7 @@ class Adapter:
         provenance = {}
         if os.path.lexists(directory / PROVENANCE):
             provenance = read_json(directory / PROVENANCE, AdapterError)
-            wrong = _mistold(provenance, TOLD)
+            wrong = mistold(provenance)
             if wrong:
                 raise AdapterError(f"{directory / PROVENANCE} is damaged: {wrong}")
             if provenance.get("weights_sha256") not in (None, hash_file(file)):
@@ -237,7 +215,7 @@ def _parameters(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     if not (isinstance(whole, list) and all(isinstance(name, str) for name in whole)):
         faults.append("modules_to_save must be a list of names")
     for name, (kind, least, most, says) in limits.items():
-        if not (_is(values[name], kind) and least <= values[name] <= most):
+        if not (is_a(values[name], kind) and least <= values[name] <= most):
             label = "num_layers" if name == "blocks" else f"lora_parameters.{name}"
             faults.append(f"{label} must be {says}, not {str(values[name])[:40]!r}")
         else:
@@ -262,23 +240,3 @@ def _check_numbers(file: Path, header: Mapping[str, Any]) -> None:
                 f"{file}: {name[:80]!r} holds numbers that are none (NaN or infinity); "
                 "training went wrong, use an earlier one"
             )
-
-
-def _mistold(told: Any, shape: Any, path: str = "") -> str:
-    """Where told is not of this shape (see TOLD), or ''. null is as good as absent."""
-    if told is None:
-        return ""
-    if not isinstance(shape, dict):
-        return "" if _is(told, shape) else f"{path[1:]} is {str(told)[:40]!r}"
-    if not isinstance(told, dict):
-        return f"{path[1:]} must be an object"
-    inner = ((name, value, shape.get(name, shape.get("*"))) for name, value in told.items())
-    faults = (_mistold(value, one, f"{path}.{name[:40]}") for name, value, one in inner if one)
-    return next((fault for fault in faults if fault), "")
-
-
-def _is(value: Any, kind: type) -> bool:
-    """Whether a JSON value is of this type; whole numbers are numbers, true is none."""
-    if kind is float:
-        return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
-    return type(value) is kind

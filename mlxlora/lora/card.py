@@ -61,6 +61,7 @@ def facts(adapter: Described) -> list[tuple[str, str]]:
     curve = _curve(told)
     if len(curve) > 2:
         found.append(("curve", sparkline([point[2] or point[1] for point in curve])))
+    found += _merged(told)
     found += [(name, str(text)) for name, text in (told.get("versions") or {}).items()]
     if not told:
         found.append(("provenance", "none (not written by mlxlora)"))
@@ -81,6 +82,7 @@ def card(adapter: Described) -> str:
         f"# {_title(adapter)}\n\n{_summary(adapter)}",
         _section("How to use it", _usage(adapter)),
         _section("Trained on", rows),
+        _section("Merged", _table(["", ""], _merged(told))),
         _section("Result", _result(told)),
         _section("How", _table(["option", "value"], _options(adapter))),
         _section("Weights", _table(["", ""], _hashes(adapter))),
@@ -227,6 +229,20 @@ def _rows(told: Mapping[str, Any]) -> list[tuple[str, str]]:
     files = ((name, file or {}) for name, file in (data.get("files") or {}).items())
     kind = data.get("format") or ""
     return [(n, f"{file.get('rows') or 0:,} {kind} in {file.get('path')}") for n, file in files]
+
+
+def _merged(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How several adapters became this one, and what is known of each of them."""
+    merge = told.get("merge") or {}
+    chosen = [f"{key} {merge[key]:g}" for key in ("density", "seed") if merge.get(key) is not None]
+    found = [("merged by", ", ".join([str(merge.get("method")), *chosen]))] if merge else []
+    for number, parent in enumerate(merge.get("parents") or (), 1):
+        one, weight = parent or {}, (parent or {}).get("weight")
+        name = one.get("name") or "an adapter"
+        found.append((f"parent {number}", name if weight is None else f"{weight:g} times {name}"))
+        facts = [*_rows(one), ("validation loss", _losses(one))]
+        found += [(f"parent {number}, {label}", text) for label, text in facts if text]
+    return found
 
 
 def _losses(told: Mapping[str, Any]) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from mlxlora.base import Base
 from mlxlora.errors import AdapterError
-from mlxlora.lora.adapter import COMPARED, Adapter
+from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach, detach
+from mlxlora.lora.provenance import COMPARED
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "not known"
 NAMES = {

@@ -1,0 +1,134 @@
+"""Files from the Hub, fetched by huggingface-hub into its own cache, and its refusals in one line.
+
+Who the user is, is huggingface-hub's affair (HF_TOKEN, or its login file). The token is read here
+only to be kept out of what is shown: a server may echo what it was sent.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mlxlora.errors import MlxLoraError
+
+Kind = type[MlxLoraError]
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_SECONDS = 10.0  # that the Hub may take to answer
+TOKEN = re.compile(r"hf_\w{20,}")  # of anyone
+
+
+def fetch(name: str, revision: str | None, patterns: Sequence[str], kind: Kind) -> Path:
+    """A repo's files of these patterns in the cache; if the Hub is silent, those fetched before.
+
+    Raises kind if there are none to be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    silent = not _answers(name, revision)
+    try:
+        found = snapshot_download(
+            name, revision=revision, allow_patterns=list(patterns), local_files_only=silent
+        )
+    except refusals() as error:
+        why = reason(error)
+        if silent:
+            why = "it does not answer, and its cache does not hold it"
+        raise kind(
+            f"{name} is neither a directory here nor to be had from the Hub: {why}"
+        ) from None  # the error itself may hold what the server echoed
+    return Path(found)
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What huggingface-hub raises when it cannot: of its own, of its HTTP library, of Xet."""
+    from huggingface_hub.errors import HfHubHTTPError, SafetensorsParsingError
+
+    library = HfHubHTTPError.__bases__
+    return (*library, SafetensorsParsingError, OSError, ValueError, RuntimeError)
+
+
+@contextlib.contextmanager
+def plainly(kind: Kind, what: str, then: str = "") -> Iterator[None]:
+    """Inside, what the Hub refuses is kind: what, why, and what to do then.
+
+    What this machine's own disk refuses stays as it is.
+    """
+    try:
+        yield
+    except refusals() as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise kind(f"{what}: {reason(error)}{then}") from None
+
+
+def reason(error: BaseException) -> str:
+    """Why the Hub did not do it, in one line without a token."""
+    from huggingface_hub import errors
+
+    wrappers = (RuntimeError, errors.LocalEntryNotFoundError)
+    while isinstance(error, wrappers) and error.__cause__ is not None:
+        error = error.__cause__
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    says = _first_line(getattr(error, "server_message", None) or "")
+    says = f" ({says})" if says else ""
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "it has no such branch, tag or commit"
+    if isinstance(error, errors.GatedRepoError):
+        return "it is gated; ask for access on its page"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"it does not exist, or is private and {_not_for_you()}"
+    if status == 401:
+        return "the Hub does not accept your token; log in again with: hf auth login"
+    if status == 403:
+        return f"your token may not do that{says}"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    if status:
+        return f"the Hub answers {status}{says}"
+    text = _first_line(str(error)) or type(error).__name__
+    if isinstance(error, errors.HfHubHTTPError.__bases__[0]):  # of the HTTP library
+        return f"no connection to the Hub ({text})"
+    return text
+
+
+def without_token(text: str) -> str:
+    """The text with any Hub token in it struck out."""
+    own = token()
+    return TOKEN.sub("hf_...", text.replace(own, "hf_...") if own else text)
+
+
+def token() -> str | None:
+    """The token that huggingface-hub would send, only ever to look for it."""
+    from huggingface_hub import get_token
+
+    with contextlib.suppress(Exception):  # one that must be renewed, and cannot
+        return get_token()
+    return None
+
+
+def _first_line(text: str) -> str:
+    return without_token((text.strip().splitlines() or [""])[0])[:200]
+
+
+def _not_for_you() -> str:
+    if token() is None:
+        return "you are not logged in (hf auth login, or HF_TOKEN)"
+    return "your token may not see it"
+
+
+def _answers(name: str, revision: str | None) -> bool:
+    """Whether the Hub says anything of this repo, be it an error.
+
+    snapshot_download waits without end for a server that takes the request and is silent.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
+    except (HfHubHTTPError, ValueError):  # why, it says again when asked for the files
+        return True
+    except Exception:  # of the HTTP library that huggingface-hub uses, or of being offline
+        return False
+    return True

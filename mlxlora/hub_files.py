@@ -8,6 +8,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlxlora.errors import MlxLoraError
 
@@ -23,11 +24,9 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str], kind: Kind) 
 
     Raises kind if there are none to be had.
     """
-    from huggingface_hub import snapshot_download
-
     silent = not _answers(name, revision)
     try:
-        found = snapshot_download(
+        return download(
             name, revision=revision, allow_patterns=list(patterns), local_files_only=silent
         )
     except refusals() as error:
@@ -37,7 +36,25 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str], kind: Kind) 
         raise kind(
             f"{name} is neither a directory here nor to be had from the Hub: {why}"
         ) from None  # the error itself may hold what the server echoed
-    return Path(found)
+
+
+def download(name: str, **how: Any) -> Path:
+    """snapshot_download, which leaves its progress bars open, to be drawn over what comes next."""
+    from huggingface_hub import snapshot_download, utils
+
+    hub: Any = utils  # what is used of it is public, but not marked so
+    bars: list[Any] = []
+
+    class Bar(hub.tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "leave": False})
+            bars.append(self)
+
+    try:
+        return Path(snapshot_download(name, tqdm_class=Bar, **how))
+    finally:
+        for bar in reversed(bars):
+            bar.close()
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -50,7 +67,7 @@ def refusals() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def plainly(kind: Kind, what: str, then: str = "") -> Iterator[None]:
-    """Inside, what the Hub refuses is kind: what, why, and what to do then.
+    """Inside, what the Hub refuses is kind: what, why, and what to do if it may pass.
 
     What this machine's own disk refuses stays as it is.
     """
@@ -59,17 +76,16 @@ def plainly(kind: Kind, what: str, then: str = "") -> Iterator[None]:
     except refusals() as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise kind(f"{what}: {reason(error)}{then}") from None
+        passes = _status(_cause(error)) in (0, 408, 429, *range(500, 600))
+        raise kind(f"{what}: {reason(error)}{then if passes else ''}") from None
 
 
 def reason(error: BaseException) -> str:
     """Why the Hub did not do it, in one line without a token."""
     from huggingface_hub import errors
 
-    wrappers = (RuntimeError, errors.LocalEntryNotFoundError)
-    while isinstance(error, wrappers) and error.__cause__ is not None:
-        error = error.__cause__
-    status = getattr(getattr(error, "response", None), "status_code", 0)
+    error = _cause(error)
+    status = _status(error)
     says = _first_line(getattr(error, "server_message", None) or "")
     says = f" ({says})" if says else ""
     if isinstance(error, errors.RevisionNotFoundError):
@@ -105,6 +121,20 @@ def token() -> str | None:
     with contextlib.suppress(Exception):  # one that must be renewed, and cannot
         return get_token()
     return None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error that huggingface-hub speaks of in its own."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    while isinstance(error, RuntimeError | LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _status(error: BaseException) -> int:
+    """What the Hub answered; 0 if it was no answer."""
+    return int(getattr(getattr(error, "response", None), "status_code", 0))
 
 
 def _first_line(text: str) -> str:

@@ -90,6 +90,7 @@ class Hub:
 class Handler(http.server.BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two packets
 
     def answer(self) -> None:
         url = urlsplit(self.path)

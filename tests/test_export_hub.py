@@ -185,7 +185,7 @@ def test_a_branch_is_made_and_pulled(hub, adapter, tmp_path):
     push(adapter, NAME)
     other = an_adapter(tmp_path / "other", 2)
     pushed = push(other, NAME, revision="rank/40")
-    assert (pushed.revision, pushed.created) == ("rank/40", False)
+    assert (pushed.revision, pushed.branched, pushed.created) == ("rank/40", True, False)
     assert states(pushed) == {
         "adapter_config.json": "there already",
         "adapters.safetensors": "changed",
@@ -396,11 +396,11 @@ def test_what_was_fetched_is_checked(hub, adapter, tmp_path):
 
 
 ECHOES = [
-    *(("GET", "/api/models/someone/thing", status) for status in (401, 403, 404, 500)),
-    *(("POST", "/preupload/", status) for status in (400, 403, 413)),
-    *(("POST", "/commit/", status) for status in (400, 409)),
+    *(("GET", "/api/models/someone/thing", status) for status in (401, 403, 500)),
     ("POST", "/api/repos/create", 402),
+    ("POST", "/preupload/", 403),
     ("POST", "/objects/batch", 422),
+    ("POST", "/commit/", 400),
 ]
 
 
@@ -415,6 +415,7 @@ def test_a_server_that_echoes_the_token_gets_it_nowhere(
     assert hub.tokens == {TOKEN}  # it was sent, and
     assert TOKEN not in text + "".join(capfd.readouterr())
     assert "cannot push to someone/thing: " in text
+    assert ("goes on" in text) == (status >= 500)
 
 
 @pytest.mark.parametrize("status", [403, 500])
@@ -439,8 +440,9 @@ def test_the_commands_print_what_they_did(hub, adapter, tmp_path):
     assert {file["name"] for file in told["files"]} == set(bytes_of(adapter)) - {"notes.txt"}
     assert told["commit"] == hub.repos[NAME].commit("side")
     assert hub.repos[NAME].messages[-1] == "hello"
+    assert "branch    side, a new one" in done.stderr
     again = run("push", adapter, NAME, "--revision", "side")
-    assert "Nothing to send" in again.output
+    assert "Nothing to send" in again.output and "a new one" not in again.output
     back = run("pull", NAME, "--revision", "side", "--out", tmp_path / "back", "--json")
     told = json.loads(back.stdout.strip().splitlines()[-1])
     assert (told["path"], told["commit"]) == (

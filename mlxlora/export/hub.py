@@ -25,7 +25,7 @@ from mlxlora import __version__
 from mlxlora.errors import ExportError
 from mlxlora.export.parcel import KINDS, Kind, Parcel, check, kind_of, matches, pack
 from mlxlora.files import atomic_directory, hash_file, refuse_existing
-from mlxlora.hub_files import HUB_ID, HUB_SECONDS, plainly, token
+from mlxlora.hub_files import HUB_ID, HUB_SECONDS, download, plainly, token
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -52,6 +52,7 @@ class Pushed:
     repo: str
     revision: str  # the branch
     created: bool  # the repo, which was not there before
+    branched: bool  # the branch was not there before
     private: bool | None  # None: as its owner's default says (not created yet)
     url: str  # of the commit; of the repo where nothing was committed
     commit: str  # that the branch is at; "" in a dry run
@@ -100,7 +101,7 @@ def push(
     with plainly(ExportError, f"cannot push to {repo}", "" if dry_run else GOES_ON):
         there = _look(api, repo, branch)
         _check_target(there, repo, branch, parcel.kind, private)
-        created = not there.exists
+        created, branched = not there.exists, branch not in (*there.branches, MAIN)
         if created:
             _check_owner(api, repo)
         if not dry_run:
@@ -111,6 +112,7 @@ def push(
             repo=repo,
             revision=branch,
             created=created,
+            branched=branched,
             private=there.private if there.exists else (True if private else None),
             url=f"{api.endpoint}/{repo}",
             commit="" if dry_run else there.head,
@@ -120,7 +122,7 @@ def push(
         )
         operations = _operations(pushed)
         if dry_run or not operations:
-            return pushed
+            return pushed  # a commit would be empty
         done = api.create_commit(
             repo,
             operations,
@@ -137,7 +139,7 @@ def pull(repo: str, *, revision: str | None = None, out: str | Path | None = Non
     out appears whole or not at all, and is never overwritten. Raises ExportError, or what is
     wrong with the files: AdapterError, ModelError.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     _check_names(repo)
     target = None if out is None else Path(os.path.realpath(os.path.expanduser(out)))
@@ -151,7 +153,7 @@ def pull(repo: str, *, revision: str | None = None, out: str | Path | None = Non
     wanted = [glob.escape(name) for name in names if _pulled(name, kind)]
     if target is None:
         with plainly(ExportError, what):  # under the branch's name, by which it is found again
-            place = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+            place = download(repo, revision=revision, allow_patterns=wanted)
         check(place, kind)
     else:
         place = _pull_into(target, repo, info.sha, kind, wanted)
@@ -161,13 +163,11 @@ def pull(repo: str, *, revision: str | None = None, out: str | Path | None = Non
 
 def _pull_into(target: Path, repo: str, commit: str, kind: Kind, wanted: list[str]) -> Path:
     """Fetch into a hidden neighbour of target, check it there, and make it target."""
-    from huggingface_hub import snapshot_download
-
     partly = target.parent / f".{target.name}{PARTLY}{commit[:12]}"
     goes_on = "\nThe same command goes on from here: files that arrived whole are kept."
     try:
         with plainly(ExportError, f"cannot pull {repo}", goes_on):
-            snapshot_download(repo, revision=commit, local_dir=partly, allow_patterns=wanted)
+            download(repo, revision=commit, local_dir=partly, allow_patterns=wanted)
     except OSError:  # this machine's disk: what is here is of no use
         _forget(target)
         raise

@@ -42,7 +42,7 @@ def push(
     except KeyboardInterrupt:
         screen.say("Interrupted. Files that arrived whole are not sent again by:", "yellow")
         screen.command(
-            *("mlxlora", "push", path, repo, *["--private"] * private),
+            *("mlxlora", "push", path, repo, *["--private"] * private, *["--dry-run"] * dry_run),
             *(["--revision", revision] if revision else []),
             *(["--message", message] if message else []),
         )
@@ -63,14 +63,14 @@ def _show(screen: "Screen", done: "Pushed", dry_run: bool) -> None:
         [
             ("from", f"{done.path}, {done.kind}"),
             ("to", f"{done.repo}, {repo}"),
-            ("branch", done.revision),
+            ("branch", done.revision + ", a new one" * done.branched),
             *([("left out", ", ".join(done.left_out))] if done.left_out else []),
             *([("removed", f"{', '.join(done.removed)} (of before)")] if done.removed else []),
         ]
     )
     screen.say()
     screen.table(
-        ["file", "bytes", "there"],
+        ["file", "bytes", "on the Hub"],
         [(file.name, f"{file.bytes:,}", file.state) for file in done.files],
     )
     screen.say()
@@ -81,7 +81,8 @@ def _show(screen: "Screen", done: "Pushed", dry_run: bool) -> None:
     elif not (done.to_send or done.removed):
         screen.say("Nothing to send: the branch holds these very files.", "green")
     else:
-        screen.say(f"Sent {files}: {done.url}", "green")
+        screen.say(f"Sent {files}:", "green")
+        screen.command(done.url)
 
 
 def pull(
@@ -109,6 +110,9 @@ def pull(
             *(["--revision", revision] if revision else []),
         )
         raise typer.Exit(3) from None
-    screen.say(f"{done.kind} of {size(done.bytes)}, whole, from commit {done.commit[:12]}:")
+    screen.say(
+        f"{done.kind.capitalize()} of {size(done.bytes)}, whole, at commit {done.commit[:12]}:",
+        "green",
+    )
     screen.command(done.path)
     screen.result(dataclasses.asdict(done))

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -450,6 +453,19 @@ def test_the_commands_print_what_they_did(hub, adapter, tmp_path):
         hub.repos[NAME].commit("side"),
     )
     assert TOKEN not in dry.output + done.output + again.output + back.output
+
+
+def test_the_commands_of_the_readme_run(hub, adapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(adapter, "runs/mine/adapter")
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = (text for text in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)
+                if text.startswith("mlxlora push"))  # fmt: skip
+    for line in block.replace("you/", "someone/").splitlines():
+        done = run(*shlex.split(line)[1:])
+        assert done.exit_code == 0, (line, done.output, done.exception)
+    assert bytes_of(tmp_path / "mine") == bytes_of(adapter)
+    assert hub.repos["someone/mine"].private
 
 
 def test_an_interrupted_push_or_pull_says_how_it_goes_on(hub, adapter, monkeypatch):

@@ -64,7 +64,7 @@ class Hub:
     part: int = 0  # large files come in parts of so many bytes (0: in one)
     # Part of a path -> after how many bytes of the file the connection is cut, each time.
     cuts: dict[str, int] = field(default_factory=dict)
-    # (method, part of a path) -> the status that answers, with the request's headers as its text.
+    # (method, part of a path) -> the status that answers, with the token that came as its text.
     echoes: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def put(self, name: str, files: dict[str, bytes], **how) -> Repo:
@@ -104,8 +104,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for (method, part), status in self.hub.echoes.items():
                 if method == self.command and part in self.path:
                     self.body()
-                    headers = " ".join(f"{k}: {v}" for k, v in self.headers.items())
-                    return self.error(status, message=f"what came: {headers}")
+                    came = self.headers.get("Authorization")
+                    return self.error(status, message=f"what came: {came}")
             if own and own not in (TOKEN, READ_ONLY):
                 return self.error(401, message="Invalid credentials in Authorization header")
             if self.command in ("GET", "HEAD"):

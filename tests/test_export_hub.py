@@ -139,12 +139,12 @@ def test_an_adapter_of_peft_goes_along(hub, tmp_path):
 
 def test_only_what_belongs_is_sent(hub, adapter):
     left = ["run.toml", "log.jsonl", ".env", "token", "stored_tokens", "hf_token.json", "notes.txt"]
-    for name in [*left, "README.md", "LICENSE", ".README.md", "a.gguf"]:
+    for name in [*left, "README.md", "LICENSE", ".a.gguf", "a.gguf"]:
         (adapter / name).write_text("---\nlicense: mit\n---\n")
     (adapter / "checkpoints").mkdir()
     (adapter / "checkpoints" / "README.md").write_text("x")
     pushed = push(adapter, NAME)
-    assert {*left, ".README.md", "checkpoints/"} == set(pushed.left_out)
+    assert {*left, ".a.gguf", "checkpoints/"} == set(pushed.left_out)
     assert set(hub.files(NAME)) - {".gitattributes"} == {
         *("README.md", "LICENSE", "a.gguf", "provenance.json"),
         *("adapter_config.json", "adapters.safetensors"),
@@ -418,6 +418,7 @@ def test_a_server_that_echoes_the_token_gets_it_nowhere(
     assert hub.tokens == {TOKEN}  # it was sent, and
     assert TOKEN not in text + "".join(capfd.readouterr())
     assert "cannot push to someone/thing: " in text
+    assert ("Bearer hf_..." in text) == (status != 401)  # which says all by itself
     assert ("goes on" in text) == (status >= 500)
 
 

@@ -22,7 +22,7 @@ from mlx_lm import utils as zoo
 
 from mlxlora.base import open_frozen, open_tokenizer
 from mlxlora.errors import ModelError
-from mlxlora.hub_files import reason, refusals
+from mlxlora.hub_files import download, reason, refusals
 from mlxlora.model_files import check_directory, find
 
 SMALL_FILES = [pattern for pattern in zoo.DEFAULT_ALLOW_PATTERNS if "safetensors" not in pattern]
@@ -90,11 +90,11 @@ def _fetch_headers(name: str, directory: Path) -> Path:
 
     Returns where the Hub's cache keeps the small files.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError
 
     try:
-        fetched = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
+        fetched = download(name, allow_patterns=SMALL_FILES)
         metadata = HfApi().get_safetensors_metadata(name, revision=fetched.name)
     except NotASafetensorsRepoError as error:
         raise ModelError(

@@ -29,6 +29,7 @@ class Cut(Exception):
 @dataclass
 class Repo:
     private: bool = False
+    gated: bool = False
     kind: str = "model"
     branches: dict[str, str] = field(default_factory=dict)  # name -> commit
     tags: dict[str, str] = field(default_factory=dict)
@@ -288,6 +289,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         repo = self.hub.repos.get(name)
         if repo is None or repo.kind != kind or (repo.private and not self.token):
             self.error(404 if self.token else 401, "RepoNotFound", "Repository not found")
+            return None
+        if repo.gated:
+            self.error(403, "GatedRepo", "Access to this model is restricted")
             return None
         return repo
 

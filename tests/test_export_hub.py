@@ -19,9 +19,11 @@ from typer.testing import CliRunner
 import mlxlora
 from mlxlora.cli import app
 from mlxlora.errors import AdapterError, ExportError, MlxLoraError, ModelError
+from mlxlora.export import hub as export_hub
 from mlxlora.export.hub import pull, push
 from mlxlora.export.shards import write_model as write_shards
 from mlxlora.lora.adapter import Adapter
+from mlxlora.skeleton import open_skeleton
 
 NAME = "someone/thing"
 
@@ -46,8 +48,10 @@ def adapter(tmp_path):
 
 
 @pytest.fixture
-def model(quantized_path, tmp_path):
-    return shutil.copytree(quantized_path, tmp_path / "model")
+def model(dense_path, adapter, tmp_path):
+    """A fused model."""
+    mlxlora.fuse(dense_path, Adapter.load(adapter), tmp_path / "model")
+    return tmp_path / "model"
 
 
 @pytest.fixture
@@ -255,6 +259,22 @@ def test_a_dry_run_sends_nothing(hub, adapter):
     assert after.to_send == [] and after.created is False and after.private is False
 
 
+def test_a_commit_of_someone_else_meanwhile_is_not_built_upon(hub, adapter, monkeypatch):
+    """What was compared with the branch, and is to be removed from it, was another commit."""
+    push(adapter, NAME)
+    other = an_adapter(adapter.parent / "other", 2)
+    ours = export_hub._operations
+
+    def theirs_first(pushed):
+        hub.repos[NAME].add("main", {"README.md": b"theirs"}, "theirs")
+        return ours(pushed)
+
+    monkeypatch.setattr(export_hub, "_operations", theirs_first)
+    with pytest.raises(ExportError, match=r"answers 412 \(A commit has happened since"):
+        push(other, NAME)
+    assert hub.files(NAME) == {"README.md": b"theirs"}
+
+
 def test_weights_of_before_do_not_stay_beside_new_ones(hub, sharded, model, tmp_path):
     directory, shards = sharded
     push(directory, NAME)
@@ -337,11 +357,13 @@ def test_who_may_not_is_told_why(hub, adapter, monkeypatch):
 def test_what_is_not_there_is_told(hub, adapter, tmp_path):
     push(adapter, NAME)
     hub.put("someone/rows", {"rows.jsonl": b"{}"}, kind="dataset")
+    hub.put("someone/asked", {"config.json": b"{}"}, gated=True)
     hub.put("someone/pickles", {"config.json": b"{}", "pytorch_model.bin": b"x"})
     for name, revision, says in (
         ("someone/nothing", None, "does not exist, or is private and your token may not see it"),
         (NAME, "v9", "at v9: it has no such branch, tag or commit"),
         ("someone/rows", None, "is a dataset, not a model"),
+        ("someone/asked", None, "it is gated; ask for access on its page"),
         ("someone/pickles", None, "neither of what is expected"),
     ):
         with pytest.raises(ExportError, match=says):
@@ -425,9 +447,9 @@ def test_a_server_that_echoes_the_token_gets_it_nowhere(
 @pytest.mark.parametrize("status", [403, 500])
 def test_nor_does_one_that_a_model_is_asked_from(hub, capfd, status):
     hub.echoes["GET", "/api/models/"] = status
-    for attempt in (lambda: pull(NAME), lambda: mlxlora.load(NAME)):
+    for attempt in (pull, mlxlora.load, open_skeleton):
         with pytest.raises(MlxLoraError) as caught:
-            attempt()
+            attempt(NAME)
         assert TOKEN not in str(caught.value) + "".join(capfd.readouterr())
     assert hub.tokens == {TOKEN}
 

@@ -5,14 +5,13 @@ only to be kept out of what is shown: a server may echo what it was sent.
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxlora.errors import MlxLoraError
-
-Kind = type[MlxLoraError]
+from mlxlora.readers import Kind, expanded
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_SECONDS = 10.0  # that the Hub may take to answer
@@ -36,6 +35,14 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str], kind: Kind) 
         raise kind(
             f"{name} is neither a directory here nor to be had from the Hub: {why}"
         ) from None  # the error itself may hold what the server echoed
+
+
+def here(name: str | Path, patterns: Sequence[str], kind: Kind) -> Path:
+    """The path that is named; for a text like owner/name that is no path here, a repo's files."""
+    path = expanded(name)
+    if isinstance(name, str) and HUB_ID.fullmatch(name) and not os.path.lexists(path):
+        return fetch(name, None, patterns, kind)
+    return path
 
 
 def download(name: str, **how: Any) -> Path:

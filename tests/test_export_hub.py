@@ -125,6 +125,23 @@ def test_without_out_a_pull_stays_in_the_cache_and_serves_offline(hub, model, mo
     assert mlxlora.load(NAME).path == pulled.path
 
 
+def test_an_adapter_is_loaded_by_its_hub_id(hub, adapter, tmp_path, monkeypatch):
+    push(adapter, NAME)
+    monkeypatch.chdir(tmp_path)
+    for offline in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        loaded, made = Adapter.load(NAME), Adapter.load(adapter)
+        assert loaded.config() == made.config() and loaded.provenance == made.provenance
+        assert all(
+            mx.array_equal(loaded.weights[name], made.weights[name]) for name in made.weights
+        )
+    with pytest.raises(AdapterError, match="neither a directory here nor to be had from the Hub"):
+        Adapter.load("someone/nothing")
+    (tmp_path / "someone" / "thing").mkdir(parents=True)  # a path here comes first
+    with pytest.raises(AdapterError, match="not an adapter directory"):
+        Adapter.load(NAME)
+
+
 def test_a_run_is_pushed_as_its_adapter(hub, adapter):
     (adapter.parent / "run.toml").write_text("[data]\n")
     pushed = push(adapter.parent, NAME)

@@ -65,7 +65,9 @@ def test_an_adapter_that_tells_nothing_has_a_card_all_the_same():
     assert "--model BASE" in read.text and "Result" not in read.text
 
 
-@pytest.mark.parametrize("text", ["<script>x</script>", "a | b", "[x](javascript:y)", "`x`", "\n# x"])
+@pytest.mark.parametrize(
+    "text", ["<script>x</script>", "a | b", "[x](javascript:y)", "`x`", "\n# x"]
+)
 def test_what_strangers_tell_stays_words(text):
     told = {**TOLD, "base": {"name": text}, "run": {"lora": {"targets": [text]}}}
     told["data"] = {"files": {"train": {"path": text, "rows": 1}}}

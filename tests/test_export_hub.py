@@ -174,8 +174,8 @@ def test_only_what_belongs_is_sent(hub, adapter):
 
 def test_a_link_is_refused(hub, adapter, tmp_path):
     (tmp_path / "secret").write_text("x")
-    (adapter / "README.md").symlink_to(tmp_path / "secret")
-    with pytest.raises(ExportError, match=r"README.md is a link"):
+    (adapter / "LICENSE").symlink_to(tmp_path / "secret")
+    with pytest.raises(ExportError, match=r"LICENSE is a link"):
         push(adapter, NAME)
     assert hub.asked == []
 
@@ -211,6 +211,7 @@ def test_a_branch_is_made_and_pulled(hub, adapter, tmp_path):
     pushed = push(other, NAME, revision="rank/40")
     assert (pushed.revision, pushed.branched, pushed.created) == ("rank/40", True, False)
     assert states(pushed) == {
+        "README.md": "changed",
         "adapter_config.json": "there already",
         "adapters.safetensors": "changed",
         "provenance.json": "changed",

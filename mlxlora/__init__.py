@@ -32,13 +32,16 @@ _HOMES = {
     "fuse": "mlxlora.export.fuse",
     "load": "mlxlora.base",
     "merge": "mlxlora.lora.merge",
+    "pull": "mlxlora.export.hub",
+    "push": "mlxlora.export.hub",
     "quantize": "mlxlora.export.quantize",
     "resume": "mlxlora.train.loop",
     "switch": "mlxlora.lora.attach",
     "train": "mlxlora.train.loop",
 }
 __all__ = ["Adapter", "Base", "MlxLoraError", "RunConfig", "__version__", "attach", "detach"]
-__all__ += ["evaluate", "fuse", "load", "merge", "quantize", "resume", "switch", "train"]
+__all__ += ["evaluate", "fuse", "load", "merge", "pull", "push", "quantize", "resume", "switch"]
+__all__ += ["train"]
 
 if TYPE_CHECKING:
     from mlxlora.base import Base, load
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from mlxlora.errors import MlxLoraError
     from mlxlora.evaluate import evaluate
     from mlxlora.export.fuse import fuse
+    from mlxlora.export.hub import pull, push
     from mlxlora.export.quantize import quantize
     from mlxlora.lora.adapter import Adapter
     from mlxlora.lora.attach import attach, detach, switch

@@ -19,6 +19,7 @@ from mlxlora.verbs import (
     doctor,
     evaluate,
     fuse,
+    hub,
     merge,
     plan,
     quantize,
@@ -41,6 +42,8 @@ app.command("eval")(evaluate.evaluate)
 app.command()(chat.chat)
 app.command()(fuse.fuse)
 app.command()(quantize.quantize)
+app.command()(hub.push)
+app.command()(hub.pull)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 

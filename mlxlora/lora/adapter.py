@@ -22,9 +22,10 @@ import mlx.core as mx
 from mlxlora.config import MAX_RANK
 from mlxlora.errors import AdapterError
 from mlxlora.files import atomic_directory, hash_file, save_tensors, write_json
+from mlxlora.hub_files import here
 from mlxlora.lora.card import card, whole_modules
 from mlxlora.lora.provenance import COMPARED, is_a, mistold
-from mlxlora.readers import FLOATING, expanded, read_json, safetensors_header
+from mlxlora.readers import FLOATING, read_json, safetensors_header
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
@@ -80,12 +81,12 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | Path) -> "Adapter":
-        """Read an adapter directory, ours or mlx-lm's.
+        """Read an adapter's directory, ours or mlx-lm's, or fetch one by its Hub id.
 
         Raises AdapterError if a file is missing or damaged, if the weights are not those that
         provenance.json describes, or if a number in them is none (NaN, infinity).
         """
-        directory = expanded(path)
+        directory = here(path, (CONFIG, WEIGHTS, PROVENANCE), AdapterError)
         if not os.path.lexists(directory / CONFIG):
             hint = "" if os.path.exists(directory) else " (it does not exist)"
             raise AdapterError(f"{directory} is not an adapter directory: no {CONFIG}{hint}")

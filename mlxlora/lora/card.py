@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
-from mlxlora.model_files import HUB_ID
+from mlxlora.hub_files import HUB_ID
 
 ROWS = 12  # of the curve's table, at most
 BARS = "▁▂▃▄▅▆▇█"

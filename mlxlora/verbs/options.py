@@ -14,7 +14,9 @@ Model = Annotated[str, typer.Option("--model", help="base model: a directory or 
 Adapters = Annotated[
     list[str] | None,
     typer.Option(
-        "--adapter", metavar="[NAME=]DIR", help="adapter directory, by this name; repeatable"
+        "--adapter",
+        metavar="[NAME=]DIR",
+        help="adapter: directory or Hub id, by this name; repeatable",
     ),
 ]
 AsJson = Annotated[

@@ -38,6 +38,7 @@ TOLD: dict[str, Any] = {
     "data": {"format": str, "files": {"*": {"path": str, "rows": int}}},
     "metrics": {"update": int, "updates": int, "valid_loss": float, "valid_loss_before": float},
     "versions": {"*": str},
+    "imported": {"*": str},  # an adapter of another program
 }
 
 
@@ -110,7 +111,7 @@ class Adapter:
                     f"{file} is not the file that {PROVENANCE} describes (its hash differs); "
                     "it was changed or damaged after training"
                 )
-        _check_numbers(file, header)
+        check_numbers(file, header)
         weights = cast(dict[str, mx.array], mx.load(str(file)))
         return cls._from_config(directory, config, weights, provenance)
 
@@ -176,6 +177,8 @@ class Adapter:
         facts.append(("parameters", f"{parameters:,}"))
         if base:
             facts.append(("base", f"{base.get('name')} ({base.get('quantization')})"))
+        if told.get("imported"):
+            facts.append(("imported", " ".join(_origin(told["imported"]))))
         for name, file in files.items():
             told_of = file or {}
             rows = f"{told_of.get('rows') or 0:,} {self.format}"
@@ -231,6 +234,12 @@ def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[
     ]
 
 
+def _origin(imported: Mapping[str, str]) -> list[str]:
+    """Where an imported adapter is from, in words."""
+    words = [f"from {imported.get('path')} ({imported.get('format')})"]
+    return [*words, f"made for {imported['base']}"] if imported.get("base") else words
+
+
 def _parameters(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """(what is wrong with adapter_config.json, the numbers in it)."""
     own = config.get("lora_parameters")
@@ -258,7 +267,7 @@ def _parameters(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     return faults, values
 
 
-def _check_numbers(file: Path, header: Mapping[str, Any]) -> None:
+def check_numbers(file: Path, header: Mapping[str, Any]) -> None:
     """Raise AdapterError unless every tensor holds finite floating-point numbers.
 
     One that is not would make every answer of the model meaningless. Tensors are let go one by

@@ -1,4 +1,4 @@
-"""mlxlora adapter: info, verify."""
+"""mlxlora adapter: info, verify, import."""
 
 from pathlib import Path
 from typing import Annotated
@@ -40,3 +40,25 @@ def verify(
     screen = Screen(as_json)
     screen.say(f"{path}: weights whole, base the same, {len(adapter.modules)} layers fit")
     screen.result({"ok": True, "modules": len(adapter.modules)})
+
+
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="PEFT_DIR", help="adapter made by PEFT")],
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="adapter directory to write")],
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Make an adapter of one that PEFT, Unsloth, axolotl or TRL wrote."""
+    from mlxlora.base import open_base
+    from mlxlora.console import Screen
+    from mlxlora.files import refuse_existing
+    from mlxlora.lora.peft import read
+
+    refuse_existing(out)
+    adapter = read(path, open_base(model, trust_remote_code=trust_remote_code))
+    adapter.save(out)
+    screen = Screen(as_json)
+    screen.facts(adapter.facts())
+    screen.say(f"{out}: {len(adapter.modules)} layers")
+    screen.result({"path": str(out), **adapter.config(), "provenance": adapter.provenance})

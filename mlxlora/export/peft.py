@@ -157,17 +157,23 @@ class _Plan:
             self.notes.append("llama.cpp takes no factors of a head that is the embedding")
 
     def _fill_experts(self) -> None:
-        """gate_proj and up_proj come together in transformers 5; one alone gets a partner."""
-        for path, partner in [(GATE, UP), (UP, GATE)]:
-            for own in [p for p in self.adapter.modules if p.endswith("." + path)]:
-                other = own.removesuffix(path) + partner
-                module = self.names.modules.get(other)
-                if not isinstance(module, EXPERTS) or other in self.adapter.modules:
-                    continue
-                count, out, inside = weight_shape(module)
-                left = mx.zeros((count, out, self.rank))
-                right = mx.zeros((count, self.rank, inside))
-                self._experts(other, self.names.there(other), left, right, None)
+        """Where gate_proj or up_proj is adapted, the block's other projections get zeros.
+
+        In transformers 5 the two are one parameter, which PEFT finds beneath down_proj's.
+        """
+        experts = {
+            path for path, module in self.names.modules.items() if isinstance(module, EXPERTS)
+        }
+        for path in experts & set(self.adapter.modules):
+            around, _, leaf = path.rpartition(".")
+            if leaf not in (GATE, UP):
+                continue
+            for other in {f"{around}.{one}" for one in (GATE, UP, DOWN)} & experts:
+                if self.names.there(other)[0] not in self.adapted:
+                    count, out, inside = weight_shape(self.names.modules[other])
+                    left = mx.zeros((count, out, self.rank))
+                    right = mx.zeros((count, self.rank, inside))
+                    self._experts(other, self.names.there(other), left, right, None)
 
     def _whole(self) -> None:
         outer = (self.names.embedding, *(p for p in self.names.modules if _leaf(p) in HEADS))

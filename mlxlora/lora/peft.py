@@ -217,7 +217,8 @@ class _Reader:
 
     def _target(self, name: str) -> str | None:
         """The name by which patterns of rank and alpha go, or None if it is no target."""
-        if self.config.is_target(name):
+        tied = self.config.tied and name.rpartition(".")[2] in HEADS  # by way of the embedding
+        if tied or self.config.is_target(name):
             return name
         parameter = f"{name}.weight"
         return parameter if self.config.is_parameter(parameter) else None

@@ -97,7 +97,8 @@ def pairs(tmp_path_factory):
     def pair(family: str):
         if family not in made:
             path = tmp_path_factory.mktemp("bases") / family
-            config = transformers.AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family]})
+            options = copy.deepcopy({**SIZES, **FAMILIES[family]})  # transformers writes into it
+            config = transformers.AutoConfig.for_model(family, **options)
             torch.manual_seed(1)
             model = transformers.AutoModelForCausalLM.from_config(config)
             with torch.no_grad():  # larger than at birth, so that every part matters

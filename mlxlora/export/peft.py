@@ -114,6 +114,11 @@ class _Plan:
         left = left.astype(mx.float32) * self.factor
         right, m = right.astype(mx.float32), own.get("m")
         there = self.names.there(path)
+        if not there:
+            raise ExportError(
+                f"{path}: in models of type {self.family}, what transformers has there is not "
+                "known, or not the same; fuse the adapter instead"
+            )
         if isinstance(module, EXPERTS):
             self._experts(path, there, left, right, m)
         elif kind is LoRAEmbedding:
@@ -131,11 +136,6 @@ class _Plan:
     def _experts(
         self, path: str, there: list[str], left: mx.array, right: mx.array, m: mx.array | None
     ) -> None:
-        if not there:
-            raise ExportError(
-                f"{path}: experts of {self.family} cannot be written for PEFT, since transformers "
-                "does not keep them one by one; fuse the adapter instead"
-            )
         if m is not None:
             raise ExportError(f"{path}: PEFT has no DoRA over experts; fuse the adapter instead")
         for number, name in enumerate(there):
@@ -169,7 +169,7 @@ class _Plan:
             if leaf not in (GATE, UP):
                 continue
             for other in {f"{around}.{one}" for one in (GATE, UP, DOWN)} & experts:
-                if self.names.there(other)[0] not in self.adapted:
+                if other not in self.adapter.modules:
                     count, out, inside = weight_shape(self.names.modules[other])
                     left = mx.zeros((count, out, self.rank))
                     right = mx.zeros((count, self.rank, inside))
@@ -180,12 +180,13 @@ class _Plan:
         weights: dict[str, mx.array] = {}
         for name, array in self.adapter.whole.items():
             path, _, leaf = name.rpartition(".")
-            if path not in outer:
+            there = self.names.there(path) if path in outer else []
+            if not there:
                 raise ExportError(
                     f"{name}: only the embedding and the head can be written whole for PEFT; "
                     "fuse the adapter instead"
                 )
-            weights[f"{self.names.there(path)[0]}.{leaf}"] = array.astype(mx.float32)
+            weights[f"{there[0]}.{leaf}"] = array.astype(mx.float32)
             if path == self.names.embedding and self.names.tied:
                 weights[f"{HEAD}.{leaf}"] = array.astype(mx.float32)
         self.saved = {name.rpartition(".")[0] for name in weights}

@@ -33,6 +33,20 @@ _BY_NUMBER = {
     *("dots1", "ernie4_5_moe", "bailing_moe", "afmoe", "longcat_flash", "mimo_v2_flash", "jamba"),
 }
 _OLD_STYLE = {"mixtral", "phimoe", "minimax", "lfm2_moe"}
+# Families in which mlx-lm joins, splits or renames what transformers has, in ways not undone here.
+_UNLIKE = {
+    *("hunyuan", "granitemoehybrid", "minimax_m3_vl", "muse_spark", "kimi_linear", "kimi_k3"),
+    *("step3p5", "deepseek_v41", "phixtral", "dbrx", "lfm2_moe"),
+}
+# Parts of paths that only mlx-lm has: halves of kv_b_proj, and layers inside a router.
+_ONLY_HERE = re.compile(r"\b(embed_q|unembed_out)$|\.gate\.")
+# Modules whose weights mlx-lm multiplies or normalizes when it loads them, by family: what is
+# added to such a weight here is not what is added to it there.
+_REWRITTEN = {
+    "falcon_h1": re.compile(""),
+    **dict.fromkeys(("baichuan_m1", "bailing_moe", "bailing_moe_linear"), re.compile("lm_head")),
+}
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embeddings")
 # Families that mlx-lm gives other wrappers than transformers: model_type -> (here, there).
 _PREFIXES = {
     "gpt2": ("model.", "transformer."),
@@ -65,10 +79,12 @@ class Names:
     def there(self, path: str) -> list[str]:
         """The names in transformers of the module at this path: several for stacked experts.
 
-        None at all for experts of a family that transformers does not name one by one.
+        None at all if it is not known, or if transformers has nothing that is the same.
         """
+        if self.rewritten(path) or _ONLY_HERE.search(path):
+            return []
         if not isinstance(self.modules.get(path), EXPERTS):
-            return [self._outside(path)]
+            return [] if self._kind in _UNLIKE else [self._outside(path)]
         container, _, leaf = path.rpartition(".")
         around, _, last = container.rpartition(".")
         kind = self._kind
@@ -91,11 +107,17 @@ class Names:
                 found[leaf] = path
         return found
 
+    def rewritten(self, path: str) -> bool:
+        """Whether mlx-lm has other numbers in this weight than transformers."""
+        pattern = _REWRITTEN.get(self._kind)
+        return pattern is not None and pattern.search(path) is not None
+
     @cached_property
     def embedding(self) -> str | None:
         """The path of the token embedding."""
         found = [p for p, m in self.modules.items() if layer_for(m) is LoRAEmbedding]
-        return found[0] if found else None
+        named = [path for path in found if path.rpartition(".")[2] in _EMBEDDINGS]
+        return next(iter(named or found), None)
 
     @cached_property
     def tied(self) -> bool:

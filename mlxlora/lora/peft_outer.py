@@ -38,6 +38,8 @@ def _place_whole(placed: Placed, name: str, array: mx.array) -> None:
         placed.faults.append(
             f"{name}: whole weights can be imported of the embedding and the head alone"
         )
+    elif placed.names.rewritten(path):
+        placed.faults.append(f"{name}: mlx-lm has other numbers in this weight than transformers")
     elif path in placed.updates:
         placed.faults.append(f"{name}: {path} has low-rank factors as well")
     else:

@@ -74,6 +74,8 @@ def _place_module(placed: Placed, name: str, found: Found) -> None:
         placed.heads[name] = update
     elif path is None:
         placed.fault(found, "the base has no such layer")
+    elif placed.names.rewritten(path):
+        placed.fault(found, "mlx-lm has other numbers in this layer's weight than transformers")
     elif placed.is_embedding(path) != (pair[0] == EMBEDDING_A):
         placed.fault(found, f"the base's {path} is a layer of another kind")
     elif path in placed.updates:

@@ -8,7 +8,7 @@ Ctrl-C ends it.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,20 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
     Raises ModelError naming what is missing or damaged. On the CPU the floating-point
     weights are widened to float32 (machine.compute_dtype).
     """
+    base = open_base(name, revision=revision, trust_remote_code=trust_remote_code)
+    mx.eval(base.model.parameters())
+    tokenizer = open_tokenizer(base.path, base.config, trust_remote_code)
+    tokenizer._vocabulary = _try_out(base.path, base.model)
+    return replace(base, tokenizer=tokenizer)
+
+
+def open_base(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Base:
+    """The base without a tokenizer, each weight read when it is asked for. Raises ModelError."""
     path, commit = find(name, revision)
     model, config = open_frozen(path, trust_remote_code)
-    mx.eval(model.parameters())
-    tokenizer = open_tokenizer(path, config, trust_remote_code)
-    tokenizer._vocabulary = _try_out(path, model)
-    return Base(model, tokenizer, config, path, identify(str(name), path, commit))
+    return Base(model, None, config, path, identify(str(name), path, commit))
 
 
 def open_frozen(path: Path, trust_remote_code: bool = False) -> tuple[nn.Module, dict[str, Any]]:

@@ -18,6 +18,7 @@ from mlxlora.verbs import (
     chat,
     doctor,
     evaluate,
+    export,
     fuse,
     hub,
     merge,
@@ -41,16 +42,18 @@ app.command()(resume.resume)
 app.command("eval")(evaluate.evaluate)
 app.command()(chat.chat)
 app.command()(fuse.fuse)
+app.command()(export.export)
 app.command()(quantize.quantize)
 app.command()(hub.push)
 app.command()(hub.pull)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 
-adapters = typer.Typer(no_args_is_help=True, help="Look at adapters, check them, merge them.")
+adapters = typer.Typer(no_args_is_help=True, help="Look at adapters, check, merge and import them.")
 adapters.command()(adapter.info)
 adapters.command()(adapter.verify)
 adapters.command(cls=merge.Spread)(merge.merge)
+adapters.command("import")(adapter.import_)
 app.add_typer(adapters, name="adapter")
 
 _CANNOT_WRITE = {

@@ -106,7 +106,7 @@ class Adapter:
                     f"{file} is not the file that {PROVENANCE} describes (its hash differs); "
                     "it was changed or damaged after training"
                 )
-        _check_numbers(file, header)
+        check_numbers(file, header)
         weights = cast(dict[str, mx.array], mx.load(str(file)))
         return cls._from_config(directory, config, weights, provenance)
 
@@ -224,7 +224,7 @@ def _parameters(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     return faults, values
 
 
-def _check_numbers(file: Path, header: Mapping[str, Any]) -> None:
+def check_numbers(file: Path, header: Mapping[str, Any]) -> None:
     """Raise AdapterError unless every tensor holds finite floating-point numbers.
 
     One that is not would make every answer of the model meaningless. Tensors are let go one by

@@ -52,6 +52,8 @@ def facts(adapter: Described) -> list[tuple[str, str]]:
     found.append(("parameters", f"{sum(a.size for a in adapter.weights.values()):,}"))
     if base:
         found.append(("base", f"{base.get('name')} ({base.get('quantization')})"))
+    if told.get("imported"):
+        found.append(("imported", " ".join(_origin(told["imported"]))))
     found += [(f"{name} rows", text) for name, text in _rows(told)]
     if metrics:
         found.append(("update", f"{metrics.get('update')} of {metrics.get('updates')}"))
@@ -213,6 +215,12 @@ def _hashes(adapter: Described) -> list[tuple[str, str]]:
         **(told.get("versions") or {}),
     }
     return [(name, str(value)) for name, value in named.items() if value]
+
+
+def _origin(imported: Mapping[str, str]) -> list[str]:
+    """Where an imported adapter is from, in words."""
+    words = [f"from {imported.get('path')} ({imported.get('format')})"]
+    return [*words, f"made for {imported['base']}"] if imported.get("base") else words
 
 
 def _base(adapter: Described) -> Mapping[str, Any]:

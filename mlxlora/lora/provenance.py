@@ -26,6 +26,7 @@ PARENT: dict[str, Any] = {
 TOLD: dict[str, Any] = {
     **{key: PARENT[key] for key in ("weights_sha256", "base", "data", "metrics", "run")},
     "versions": {"*": str},
+    "imported": {"*": str},  # an adapter of another program
     "merge": {
         "method": str,
         "rank": int,

@@ -1,4 +1,4 @@
-"""mlxlora adapter: info, verify."""
+"""mlxlora adapter: info, verify, import."""
 
 import dataclasses
 from pathlib import Path
@@ -48,3 +48,26 @@ def verify(
     if wrong:
         name = (adapter.provenance.get("base") or {}).get("name") or "its own base"
         raise AdapterError(f"not the base of this adapter ({', '.join(wrong)}). Use {name}.")
+
+
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="PEFT_DIR", help="adapter made by PEFT")],
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="adapter directory to write")],
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Make an adapter of one that PEFT, Unsloth, axolotl or TRL wrote."""
+    from mlxlora.base import open_base
+    from mlxlora.console import Screen
+    from mlxlora.files import refuse_existing
+    from mlxlora.lora.card import facts
+    from mlxlora.lora.peft import read
+
+    refuse_existing(out)
+    adapter = read(path, open_base(model, trust_remote_code=trust_remote_code))
+    adapter.save(out)
+    screen = Screen(as_json)
+    screen.facts(facts(adapter))
+    screen.say(f"{out}: {len(adapter.modules)} layers")
+    screen.result({"path": str(out), **adapter.config(), "provenance": adapter.provenance})

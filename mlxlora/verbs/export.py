@@ -1,0 +1,74 @@
+"""mlxlora export: a table of formats."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mlxlora.errors import ConfigError
+from mlxlora.verbs.options import AsJson, Force, Model, Trust
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be written, as the command line says it."""
+
+    model: str
+    adapter: str | None
+    out: Path
+    quant: str | None
+    force: bool
+    trust_remote_code: bool
+
+
+def peft(order: Order) -> tuple[list[str], dict[str, Any]]:
+    """Returns (lines to show, the result)."""
+    from mlxlora.base import open_base
+    from mlxlora.export.peft import write
+    from mlxlora.files import refuse_existing
+    from mlxlora.lora.adapter import Adapter
+    from mlxlora.lora.attach import check_base
+
+    if order.adapter is None:
+        raise ConfigError("--format peft writes an adapter; pass --adapter")
+    if order.quant is not None:
+        raise ConfigError("--format peft has no --quant: adapters are written in float32")
+    refuse_existing(order.out)
+    adapter = Adapter.load(order.adapter)
+    base = open_base(order.model, trust_remote_code=order.trust_remote_code)
+    if not order.force:
+        check_base(base, adapter)
+    done = write(adapter, base, order.out, beside=order.adapter)
+    first = f"{done.path}: {done.modules} layers, rank {done.rank}, lora_alpha {done.alpha}"
+    return [first, *done.notes], asdict(done)
+
+
+FORMATS: dict[str, Callable[[Order], tuple[list[str], dict[str, Any]]]] = {"peft": peft}
+
+
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="what is to be written; must not exist yet")],
+    kind: Annotated[str, typer.Option("--format", help=" or ".join(FORMATS), metavar="FORMAT")],
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", help="adapter directory", show_default=False)
+    ] = None,
+    quant: Annotated[
+        str | None, typer.Option("--quant", help="type of the weights", show_default=False)
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Write a model or an adapter in another program's format."""
+    from mlxlora.console import Screen
+
+    if kind not in FORMATS:
+        raise ConfigError(f"--format {kind!r} is not known; known are {', '.join(FORMATS)}")
+    lines, result = FORMATS[kind](Order(model, adapter, out, quant, force, trust_remote_code))
+    screen = Screen(as_json)
+    for line in lines:
+        screen.say(line)
+    screen.result({"format": kind, **result})

@@ -61,6 +61,7 @@ class Hub:
     asked: list[tuple[str, str]] = field(default_factory=list)  # method, path
     tokens: set[str] = field(default_factory=set)  # that were sent here
     received: int = 0  # bytes of large files
+    sent: dict[str, int] = field(default_factory=dict)  # bytes of each file
     large: int = 10_000  # bytes from which a file is large
     part: int = 0  # large files come in parts of so many bytes (0: in one)
     # Part of a path -> after how many bytes of the file the connection is cut, each time.
@@ -262,14 +263,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content = repo.commits[commit].get(path)
         if content is None:
             return self.error(404, "EntryNotFound")
-        begin = int(self.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
+        asked = self.headers.get("Range", "bytes=0-").removeprefix("bytes=")
+        begin, _, last = asked.partition("-")
+        begin, end = int(begin), min(int(last or len(content)) + 1, len(content))
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit}
-        if begin:
-            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+        partial = (begin, end) != (0, len(content))
+        if partial:
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
         limit = self.hub.cut_after(path) if self.command == "GET" else None
-        sent = content[begin:]
-        self.start(206 if begin else 200, len(sent), headers)
+        sent = content[begin:end]
+        self.start(206 if partial else 200, len(sent), headers)
         if self.command == "GET":
+            self.hub.sent[path] = self.hub.sent.get(path, 0) + len(sent)
             self.wfile.write(sent if limit is None else sent[: max(0, limit - begin)])
         if limit is not None:
             self.wfile.flush()

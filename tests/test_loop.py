@@ -52,7 +52,7 @@ def test_a_run_learns_keeps_the_best_and_leaves_the_base_as_it_was(dense, rows, 
     assert (done.valid_loss, done.best_update) == best
     adapter = Adapter.load(done.adapter)
     assert adapter.provenance["metrics"]["update"] == best[1]
-    assert adapter.provenance["base"] == dense.identity.to_dict()
+    assert adapter.provenance["base"] == {**dense.identity.to_dict(), "name": "dense"}
     assert adapter.format == "completion"
 
 

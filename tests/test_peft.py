@@ -96,7 +96,7 @@ def test_tensors_scale_and_origin_are_those_of_the_file(dense, tmp_path):
     assert set(adapter.modules) == {Q, DOWN}
     assert mx.array_equal(adapter.weights[f"{Q}.lora_a"].T, tensors[f"{ROOT}{Q}.lora_A.weight"])
     assert mx.array_equal(adapter.weights[f"{Q}.lora_b"].T, tensors[f"{ROOT}{Q}.lora_B.weight"])
-    assert adapter.provenance["base"] == dense.identity.to_dict()
+    assert adapter.provenance["base"] == {**dense.identity.to_dict(), "name": "dense"}
     told = adapter.provenance["imported"]
     assert told["base"] == "someone/Tiny" and told["format"] == "peft" and len(told["sha256"]) == 64
 

@@ -1,12 +1,11 @@
 import json
-import threading
-from http.server import ThreadingHTTPServer
 
 import mlx.core as mx
 import pytest
 from conftest import DENSE, write_model
+from hub_server import serving
 from mlx.utils import tree_flatten
-from test_hub import NAME, Hub, mlxlora
+from test_hub import NAME, mlxlora
 
 from mlxlora.base import load
 from mlxlora.errors import ModelError
@@ -57,53 +56,28 @@ def test_what_is_damaged_is_refused_as_it_is_when_loaded(broken):
         open_skeleton(broken)
 
 
-class Ranged(Hub):
-    """The Hub, which answers ranges; sent counts the bytes of weights."""
-
-    sent: list[int]
-
-    def do_GET(self):
-        if (
-            self.path.endswith(".safetensors")
-            and "range" in self.headers
-            and "resolve" in self.path
-        ):
-            first, last = self.headers["range"].removeprefix("bytes=").split("-")
-            body = (self.directory / "model.safetensors").read_bytes()[int(first) : int(last) + 1]
-            self.sent.append(len(body))
-            self._answer(body)
-        else:
-            if self.path.endswith(".safetensors") and self.command == "GET":
-                self.sent.append(10**9)
-            super().do_GET()
-
-
 @pytest.fixture
-def ranged(tmp_path):
+def served(tmp_path):
     path = write_model(tmp_path / "served", {**DENSE, "vocab_size": 20_000})
-    attributes = {"directory": path, "asked": [], "sent": []}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (Ranged,), attributes))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", attributes["sent"], path
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as hub:
+        hub.put(NAME, {file.name: file.read_bytes() for file in path.iterdir()})
+        yield hub, path
 
 
-def test_a_plan_for_a_hub_id_fetches_headers_alone(ranged, rows, tmp_path):
-    endpoint, sent, path = ranged
+def test_a_plan_for_a_hub_id_fetches_headers_alone(served, rows, tmp_path):
+    hub, path = served
+    endpoint = hub.endpoint
     options = ["--data", rows, "--updates", 2, "--json"]
     remote = mlxlora(endpoint, tmp_path / "cache", "plan", "--model", NAME, *options)
     assert remote.returncode == 0, remote.stderr
-    assert 0 < sum(sent) < 0.1 * (path / "model.safetensors").stat().st_size
+    assert 0 < hub.sent["model.safetensors"] < 0.1 * (path / "model.safetensors").stat().st_size
     local = mlxlora(endpoint, tmp_path / "cache", "plan", "--model", path, *options)
     parts = [json.loads(done.stdout.splitlines()[-1])["parts"] for done in (remote, local)]
     assert parts[0]["base"] == parts[1]["base"] and parts[0]["adapter"] == parts[1]["adapter"]
 
 
-def test_an_unknown_id_is_one_message(ranged, tmp_path):
-    done = mlxlora(ranged[0], tmp_path / "cache", "plan", "--model", "no/body")
+def test_an_unknown_id_is_one_message(served, tmp_path):
+    done = mlxlora(served[0].endpoint, tmp_path / "cache", "plan", "--model", "no/body")
     assert done.returncode == 2
     assert "no/body is neither a directory here nor to be had from the Hub" in done.stderr
     assert "Traceback" not in done.stderr

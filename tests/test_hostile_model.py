@@ -44,7 +44,7 @@ def use(what: str, good: Path, name: str, data: bytes) -> None:
             renderer = Renderer(base.tokenizer, DataConfig())
             for record in open_splits(DataConfig(path=str(rows), valid_fraction=0), 0).train:
                 renderer(record)
-            list(Conversation(base, None, Sampling(max_tokens=2)).say("hi"))
+            list(Conversation(base, {}, Sampling(max_tokens=2)).say("hi"))
 
 
 @given(st.data())
@@ -311,7 +311,7 @@ def test_a_template_reaches_nothing_outside_its_sandbox(broken, tmp_path, templa
         text = renderer.template(turns)
         assert "subclasses" not in text and "class '" not in text and "localhost" not in text
     with value_or_error("model: template in chat"):
-        list(Conversation(base, None, Sampling(max_tokens=1)).say("hi"))
+        list(Conversation(base, {}, Sampling(max_tokens=1)).say("hi"))
     assert not (tmp_path / "evil-was-here").exists()
 
 

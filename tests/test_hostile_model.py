@@ -203,7 +203,7 @@ def test_a_token_that_the_tokenizer_cannot_spell_is_named(broken):
     tokenizer["model"]["vocab"] = {k: v for k, v in vocabulary.items() if v != answer.token}
     (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match="cannot spell"):
-        list(Conversation(load(broken), None, sampling, raw=True).say("hi"))
+        list(Conversation(load(broken), {}, sampling, raw=True).say("hi"))
 
 
 # --- code -------------------------------------------------------------------------------------

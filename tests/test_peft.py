@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import randomized, write_model
+from conftest import randomized
 from mlx_lm.models.switch_layers import SwitchLinear
 from typer.testing import CliRunner
 

@@ -5,7 +5,8 @@
     run = mlxlora.RunConfig.load("recipe.toml", ["lora.rank=32"])
     for event in mlxlora.train(run, base): ...  # or mlxlora.resume("runs/sql", base)
     adapter = mlxlora.Adapter.load("runs/sql/adapter")
-    mlxlora.attach(base.model, adapter); mlxlora.detach(base.model)
+    mlxlora.attach(base, {"sql": adapter, "terse": other}); mlxlora.switch(base, "terse")
+    mlxlora.detach(base)
     mlxlora.fuse(base, adapter, "fused/")
 
 Names are imported when first used, so that `import mlxlora` and `mlxlora --help` are instant.
@@ -30,12 +31,17 @@ _HOMES = {
     "evaluate": "mlxlora.evaluate",
     "fuse": "mlxlora.export.fuse",
     "load": "mlxlora.base",
+    "merge": "mlxlora.lora.merge",
+    "pull": "mlxlora.export.hub",
+    "push": "mlxlora.export.hub",
     "quantize": "mlxlora.export.quantize",
     "resume": "mlxlora.train.loop",
+    "switch": "mlxlora.lora.attach",
     "train": "mlxlora.train.loop",
 }
 __all__ = ["Adapter", "Base", "MlxLoraError", "RunConfig", "__version__", "attach", "detach"]
-__all__ += ["evaluate", "fuse", "load", "quantize", "resume", "train"]
+__all__ += ["evaluate", "fuse", "load", "merge", "pull", "push", "quantize", "resume", "switch"]
+__all__ += ["train"]
 
 if TYPE_CHECKING:
     from mlxlora.base import Base, load
@@ -43,9 +49,11 @@ if TYPE_CHECKING:
     from mlxlora.errors import MlxLoraError
     from mlxlora.evaluate import evaluate
     from mlxlora.export.fuse import fuse
+    from mlxlora.export.hub import pull, push
     from mlxlora.export.quantize import quantize
     from mlxlora.lora.adapter import Adapter
-    from mlxlora.lora.attach import attach, detach
+    from mlxlora.lora.attach import attach, detach, switch
+    from mlxlora.lora.merge import merge
     from mlxlora.train.loop import resume, train
 
 

@@ -112,6 +112,8 @@ def _guarded_classes(config: dict[str, Any]) -> tuple[Callable[..., nn.Module], 
 
     def build(arguments: Any) -> nn.Module:
         model: nn.Module = model_class(arguments)
+        if not hasattr(model, "_no_grad"):
+            nn.Module.__init__(model)  # some classes never do, and cannot be frozen then
         own = getattr(model, "sanitize", lambda weights: weights)
 
         def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:

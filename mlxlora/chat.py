@@ -6,7 +6,7 @@ thinking of earlier turns dropped); the cache makes it cheap all the same.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
@@ -16,18 +16,25 @@ from mlxlora.data.formats import Message
 from mlxlora.errors import AdapterError
 from mlxlora.generate import Sampling, chat_tokens, prompt_tokens, stream
 from mlxlora.lora.adapter import Adapter
-from mlxlora.lora.attach import attach, detach
+from mlxlora.lora.attach import attach, switch
 
 
 class Conversation:
-    """Holds the history, the adapter in use and the cache. say() streams an answer.
+    """Holds the history, the adapters by name and the cache. say() streams an answer.
 
-    raw=True continues plain text instead of filling a chat template; None decides by what
-    the adapter was trained on, and by whether there is a template at all.
+    The first adapter is in use. raw=True continues plain text instead of filling a chat
+    template; None decides by what the adapter in use was trained on, and by whether there is a
+    template at all.
     """
 
     def __init__(
-        self, base: Base, adapter: Adapter | None, sampling: Sampling, raw: bool | None = None
+        self,
+        base: Base,
+        adapters: Mapping[str, Adapter],
+        sampling: Sampling,
+        raw: bool | None = None,
+        *,
+        force: bool = False,
     ) -> None:
         self.base = base
         self.sampling = sampling
@@ -37,8 +44,10 @@ class Conversation:
         self._raw = raw
         self._cache: list[Any] = []
         self._cached: list[int] = []
-        self.adapter: Adapter | None = None
-        self.use(adapter)
+        self.adapters: dict[str, Adapter] = {}
+        self.name: str | None = None  # of the adapter in use
+        self._attach(dict(adapters), force)
+        self.use(next(iter(adapters), None))
 
     @property
     def raw(self) -> bool:
@@ -48,22 +57,33 @@ class Conversation:
             return True
         return self.adapter is not None and self.adapter.format == "text"
 
-    def use(self, adapter: Adapter | None, *, force: bool = False) -> None:
-        """Switch to another adapter, or to the bare base. The history stays.
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter in use."""
+        return None if self.name is None else self.adapters[self.name]
+
+    def use(self, name: str | None) -> None:
+        """Switch to another adapter that is here, or to the bare base. The history stays."""
+        switch(self.base, name)
+        self.name = name
+        self._forget()  # keys and values depend on the adapter
+
+    def add(self, name: str, adapter: Adapter, *, force: bool = False) -> None:
+        """Attach one more adapter and use it.
 
         Raises AdapterError for one that does not fit; then the one in use stays.
         """
-        self._forget()  # keys and values depend on the adapter
+        self._attach({**self.adapters, name: adapter}, force)
+        self.use(name)
+
+    def _attach(self, adapters: dict[str, Adapter], force: bool) -> None:
         try:
-            if adapter is None:
-                detach(self.base.model)
-            else:
-                attach(self.base, adapter, force=force)
+            attach(self.base, adapters, force=force)
         except AdapterError:
-            if self.adapter is not None:
-                attach(self.base.model, self.adapter)
+            attach(self.base.model, self.adapters)
+            switch(self.base, self.name)
             raise
-        self.adapter = adapter
+        self.adapters = adapters
 
     def reset(self) -> None:
         self.history.clear()

@@ -20,6 +20,8 @@ from mlxlora.verbs import (
     evaluate,
     export,
     fuse,
+    hub,
+    merge,
     plan,
     quantize,
     quickstart,
@@ -42,12 +44,15 @@ app.command()(chat.chat)
 app.command()(fuse.fuse)
 app.command()(export.export)
 app.command()(quantize.quantize)
+app.command()(hub.push)
+app.command()(hub.pull)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 
-adapters = typer.Typer(no_args_is_help=True, help="Look at adapters, check them, bring them here.")
+adapters = typer.Typer(no_args_is_help=True, help="Look at adapters, check, merge and import them.")
 adapters.command()(adapter.info)
 adapters.command()(adapter.verify)
+adapters.command(cls=merge.Spread)(merge.merge)
 adapters.command("import")(adapter.import_)
 app.add_typer(adapters, name="adapter")
 

@@ -9,18 +9,16 @@ import dataclasses
 import glob
 import json
 import os
-import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxlora.errors import ModelError
-from mlxlora.files import hash_text
+from mlxlora.files import hash_file, hash_text
+from mlxlora.hub_files import HUB_ID, fetch
 from mlxlora.readers import expanded, fingerprint, read_json, read_text, safetensors_header
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_SECONDS = 10.0  # that the Hub may take to answer
 INDEX = "model.safetensors.index.json"
 # Names that families give to the number of their blocks.
 BLOCK_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
@@ -35,6 +33,12 @@ class Identity:
     fingerprint: str  # of the weights on disk (readers.fingerprint)
     quantization: str  # "none" or e.g. "4 bits, groups of 64, affine"
     template: str  # hash of the chat template, or "none"
+    tokenizer: str = "none"  # hash of the tokenizer's files
+
+    @property
+    def public_name(self) -> str:
+        """The Hub id or, of a directory, its own name: nothing of where it is."""
+        return self.name if self.revision else Path(self.name).name
 
     def to_dict(self) -> dict[str, str]:
         return dataclasses.asdict(self)
@@ -49,43 +53,10 @@ def find(name: str | Path, revision: str | None = None) -> tuple[Path, str]:
         raise ModelError(f"{path} is a file; --model wants the model's directory or a Hub id")
     if not HUB_ID.fullmatch(str(name)):
         raise ModelError(f"no model directory {name} (a Hub id looks like owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
-    silent = not _hub_answers(str(name), revision)
-    try:
-        found = snapshot_download(
-            str(name),
-            revision=revision,
-            allow_patterns=DEFAULT_ALLOW_PATTERNS,
-            local_files_only=silent,
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if silent:
-            reason = "it does not answer, and its cache does not hold the model"
-        raise ModelError(
-            f"{name} is neither a directory here nor to be had from the Hub: {reason}"
-        ) from error
-    return Path(found), Path(found).name
-
-
-def _hub_answers(name: str, revision: str | None) -> bool:
-    """Whether the Hub says anything of this model, be it an error.
-
-    snapshot_download waits without end for a server that takes the request and is silent.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
-    except (HfHubHTTPError, ValueError):  # why, it says again when asked for the files
-        return True
-    except Exception:  # of the HTTP library that huggingface-hub uses, or of being offline
-        return False
-    return True
+    found = fetch(str(name), revision, DEFAULT_ALLOW_PATTERNS, ModelError)
+    return found, found.name
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -182,6 +153,7 @@ def identify(name: str, path: Path, commit: str = "") -> Identity:
         fingerprint=fingerprint(weight_files(path)),
         quantization=describe_quantization(quantization),
         template=_template_hash(path),
+        tokenizer=_tokenizer_hash(path),
     )
 
 
@@ -190,6 +162,15 @@ def describe_quantization(quantization: dict[str, Any] | None) -> str:
         return str((quantization or {}).get("quant_method", "none"))
     mode = quantization.get("mode", "affine")
     return f"{quantization['bits']} bits, groups of {quantization.get('group_size')}, {mode}"
+
+
+def _tokenizer_hash(path: Path) -> str:
+    """Of what turns text into tokens: the first of these files that there is."""
+    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"):
+        if os.path.isfile(path / name):
+            return hash_file(path / name)[:16]
+    found = sorted(path.glob("*.tiktoken"))
+    return hash_file(found[0])[:16] if found else "none"
 
 
 def _template_hash(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxlora.machine import on_cpu
@@ -21,13 +22,18 @@ from mlxlora.machine import on_cpu
 MANY_ROWS = 4
 KEPT_BYTES = 128 << 20  # of a whole base, widened
 
-QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
+QUANTIZED = (
+    nn.QuantizedLinear,
+    nn.QuantizedEmbedding,
+    QuantizedSwitchLinear,
+    QuantizedMultiLinear,
+)
 
 
 def widen(layer: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
-    """The weight of a linear, embedding or experts layer, quantized or not, in dtype.
+    """The weight of a linear, embedding, experts or heads layer, quantized or not, in dtype.
 
-    (out, in), or (experts, out, in). Dequantized in the dtype of its scales, as MLX does.
+    (out, in), or (experts or heads, out, in). Dequantized in the dtype of its scales, as MLX does.
     """
     if not isinstance(layer, QUANTIZED):
         return layer.weight.astype(dtype)
@@ -205,6 +211,7 @@ _UNQUANTIZED: dict[type, type[nn.Module]] = {
     nn.QuantizedLinear: nn.Linear,
     nn.QuantizedEmbedding: nn.Embedding,
     QuantizedSwitchLinear: SwitchLinear,
+    QuantizedMultiLinear: MultiLinear,
 }
 
 

@@ -10,8 +10,9 @@ from mlxlora.lora.adapter import Adapter
 HELP = """\
 /reset            forget the conversation
 /system TEXT      set the system prompt (nothing: remove it) and forget the conversation
-/adapter DIR      switch to another adapter; the conversation stays
+/adapter NAME     switch to another adapter, by name or directory; the conversation stays
 /adapter none     talk to the bare base
+/adapter          which there are, and which is in use
 /help             this list
 /quit             leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
@@ -76,6 +77,17 @@ def _system(conversation: Conversation, text: str) -> str:
 
 def _adapter(conversation: Conversation, name: str, force: bool) -> str:
     if not name:
-        return "give a directory, or none"
-    conversation.use(None if name == "none" else Adapter.load(name), force=force)
-    return "the bare base" if name == "none" else f"now with {name}"
+        return (
+            f"{', '.join(conversation.adapters) or 'no adapter'}; in use: {_in_use(conversation)}"
+        )
+    if name == "none":
+        conversation.use(None)
+    elif name in conversation.adapters:
+        conversation.use(name)
+    else:
+        conversation.add(name, Adapter.load(name), force=force)
+    return f"now with {_in_use(conversation)}"
+
+
+def _in_use(conversation: Conversation) -> str:
+    return conversation.name or "the bare base"

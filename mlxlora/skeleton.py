@@ -22,6 +22,7 @@ from mlx_lm import utils as zoo
 
 from mlxlora.base import open_frozen, open_tokenizer
 from mlxlora.errors import ModelError
+from mlxlora.hub_files import download, reason, refusals
 from mlxlora.model_files import check_directory, find
 
 SMALL_FILES = [pattern for pattern in zoo.DEFAULT_ALLOW_PATTERNS if "safetensors" not in pattern]
@@ -89,32 +90,20 @@ def _fetch_headers(name: str, directory: Path) -> Path:
 
     Returns where the Hub's cache keeps the small files.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        NotASafetensorsRepoError,
-        SafetensorsParsingError,
-    )
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import NotASafetensorsRepoError
 
     try:
-        fetched = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
+        fetched = download(name, allow_patterns=SMALL_FILES)
         metadata = HfApi().get_safetensors_metadata(name, revision=fetched.name)
     except NotASafetensorsRepoError as error:
         raise ModelError(
             f"{name} has no model*.safetensors; mlxlora reads no other weights"
         ) from error
-    except (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        SafetensorsParsingError,
-        OSError,
-        ValueError,
-    ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except refusals() as error:
         raise ModelError(
-            f"{name} is neither a directory here nor to be had from the Hub: {reason}"
-        ) from error
+            f"{name} is neither a directory here nor to be had from the Hub: {reason(error)}"
+        ) from None
     for file in fetched.iterdir():
         if not file.name.endswith(".safetensors"):
             os.symlink(file.resolve(), directory / file.name)

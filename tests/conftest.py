@@ -147,12 +147,12 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 
 
 def randomized(model: nn.Module, seed: int = 3) -> None:
-    """Give every lora_b of an attached model values, so that the adapter does something."""
+    """Move every lora_b of an attached model, so that the adapter does something."""
     from mlxlora.lora.attach import low_rank_layers
 
     for number, (_, layer) in enumerate(low_rank_layers(model)):
         key = mx.random.key(seed * 1000 + number)
-        layer.lora_b = 0.1 * mx.random.normal(layer.lora_b.shape, key=key)
+        layer.lora_b = layer.lora_b + 0.1 * mx.random.normal(layer.lora_b.shape, key=key)
 
 
 def worst(a: mx.array, b: mx.array) -> float:

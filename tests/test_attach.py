@@ -1,3 +1,5 @@
+import shutil
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -7,7 +9,7 @@ from mlx.utils import tree_flatten
 from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError, ConfigError
 from mlxlora.lora.adapter import Adapter
-from mlxlora.lora.attach import attach, detach, low_rank_layers
+from mlxlora.lora.attach import attach, attached, detach, low_rank_layers, switch
 from mlxlora.lora.fresh import collect, new_layers
 from mlxlora.lora.targets import targets
 
@@ -43,6 +45,45 @@ def test_attach_gives_back_what_was_collected(dense):
     detach(dense.model)
     attach(dense, adapter)
     assert mx.array_equal(dense.model(TOKENS), logits)
+
+
+def test_several_adapters_switch_without_reading_or_making_anything(dense, tmp_path):
+    lora = ({}, {"method": "dora", "rank": 2}, {"train_also": ("norm", "embed_tokens")})
+    adapters, logits = {}, {None: dense.model(TOKENS)}
+    before = dict(tree_flatten(dense.model.parameters()))
+    for number, options in enumerate(lora):
+        adapters[f"n{number}"] = adapter_of(dense, **options)
+        logits[f"n{number}"] = dense.model(TOKENS)
+        detach(dense)
+    for name, adapter in adapters.items():
+        adapters[name] = Adapter.load(adapter.save(tmp_path / name))
+    attach(dense, adapters)
+    mx.eval(dense.model(TOKENS))
+    assert attached(dense) == (("n0", "n1", "n2"), "n0")
+    modules = {}
+    for name in ("n0", "n1", None, "n2", "n1", "n0", "n2", None):
+        switch(dense, name)
+        assert attached(dense)[1] == name
+        assert worst(dense.model(TOKENS), logits[name]) < 1e-5
+        ours = [id(module) for module in dense.model.modules()]
+        assert modules.setdefault(name, ours) == ours  # the very same objects again
+    for name in adapters:
+        shutil.rmtree(tmp_path / name)
+    switch(dense, "n0")
+    assert worst(dense.model(TOKENS), logits["n0"]) < 1e-5
+    detach(dense)
+    after = dict(tree_flatten(dense.model.parameters()))
+    assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
+    assert attached(dense) == ((), None)
+
+
+def test_a_name_that_is_not_attached_is_refused_and_the_one_that_acts_stays(dense):
+    adapter = adapter_of(dense)
+    logits = dense.model(TOKENS)
+    attach(dense, {"a": adapter})
+    with pytest.raises(AdapterError, match="no adapter 'b' is attached; attached: a"):
+        switch(dense, "b")
+    assert worst(dense.model(TOKENS), logits) < 1e-6
 
 
 def test_all_linear_takes_experts_but_no_router_embedding_or_head(experts):
@@ -155,3 +196,34 @@ def test_routers_are_never_adapted_wherever_their_layer_stands():
 
     found = targets(Model(), LoraConfig())
     assert found == ["layers.0.gate_proj", "layers.0.q_proj"]
+
+
+@pytest.mark.parametrize("sets", [False, True])
+def test_a_layer_whose_weight_the_model_takes_itself_is_left_alone(sets):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj = nn.Linear(8, 8)
+            self.mix = nn.Linear(8, 8)
+
+        def __call__(self, x):
+            if sets:
+                self.mix.weight = mx.clip(self.mix.weight, -1, 1)
+                return self.q_proj(self.mix(x))
+            return self.q_proj(x) @ self.mix.weight
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = [Block()]
+
+        def __call__(self, tokens):
+            return self.layers[0](mx.ones((*tokens.shape, 8)))
+
+    model = Model()
+    weight = model.layers[0].mix.weight
+    model.eval()
+    assert targets(model, LoraConfig()) == ["layers.0.q_proj"]
+    assert model.layers[0].mix.weight is weight and not model.training
+    with pytest.raises(ConfigError, match=r"'mix' matches layers.0.mix, whose weight the model"):
+        targets(model, LoraConfig(targets=("mix",)))

@@ -24,7 +24,7 @@ def said(conversation, text) -> str:
 
 
 def test_the_cache_is_reused_and_answers_are_those_of_a_fresh_prompt(dense):
-    chat = Conversation(dense, None, GREEDY)
+    chat = Conversation(dense, {}, GREEDY)
     chat.system = "be brief"
     messages = [{"role": "system", "content": "be brief"}]
     for turn, text in enumerate(("hello", "and then?", "why?")):
@@ -36,7 +36,7 @@ def test_the_cache_is_reused_and_answers_are_those_of_a_fresh_prompt(dense):
 
 
 def test_reset_and_system_start_over(dense):
-    chat = Conversation(dense, None, GREEDY)
+    chat = Conversation(dense, {}, GREEDY)
     first = said(chat, "hello")
     said(chat, "more")
     chat.reset()
@@ -45,9 +45,9 @@ def test_reset_and_system_start_over(dense):
 
 def test_switching_the_adapter_forgets_the_cache_not_the_conversation(dense):
     adapter = adapter_of(dense)
-    chat = Conversation(dense, None, GREEDY)
+    chat = Conversation(dense, {}, GREEDY)
     bare = said(chat, "hello")
-    chat.use(adapter)
+    chat.add("tuned", adapter)
     chat.reset()
     tuned = said(chat, "hello")
     assert tuned != bare
@@ -58,13 +58,13 @@ def test_switching_the_adapter_forgets_the_cache_not_the_conversation(dense):
 
 
 def test_an_adapter_trained_on_plain_text_continues_plain_text(dense):
-    assert Conversation(dense, adapter_of(dense, data={"format": "text"}), GREEDY).raw
-    assert not Conversation(dense, adapter_of(dense, data={"format": "chat"}), GREEDY).raw
-    assert Conversation(dense, None, GREEDY, raw=True).raw
+    assert Conversation(dense, {"a": adapter_of(dense, data={"format": "text"})}, GREEDY).raw
+    assert not Conversation(dense, {"a": adapter_of(dense, data={"format": "chat"})}, GREEDY).raw
+    assert Conversation(dense, {}, GREEDY, raw=True).raw
 
 
 def test_an_answer_cut_off_joins_the_history(dense):
-    chat = Conversation(dense, None, GREEDY)
+    chat = Conversation(dense, {}, GREEDY)
     pieces = chat.say("hello")
     heard = next(pieces)
     pieces.close()
@@ -74,22 +74,22 @@ def test_an_answer_cut_off_joins_the_history(dense):
 
 def test_sampling_is_seeded(dense):
     hot = Sampling(max_tokens=10, temperature=2.0, seed=4)
-    assert said(Conversation(dense, None, hot), "x") == said(Conversation(dense, None, hot), "x")
+    assert said(Conversation(dense, {}, hot), "x") == said(Conversation(dense, {}, hot), "x")
 
 
 def test_an_adapter_that_does_not_fit_leaves_the_one_in_use(dense, experts):
     good, bad = adapter_of(dense), adapter_of(experts)
-    chat = Conversation(dense, good, GREEDY)
+    chat = Conversation(dense, {"good": good}, GREEDY)
     tuned = said(chat, "hello")
     with pytest.raises(AdapterError):
-        chat.use(bad)
+        chat.add("bad", bad)
     chat.reset()
     assert chat.adapter is good
     assert said(chat, "hello") == tuned
 
 
 def test_an_answer_broken_off_inside_the_model_spoils_no_later_one(dense, monkeypatch):
-    chat = Conversation(dense, None, GREEDY)
+    chat = Conversation(dense, {}, GREEDY)
     said(chat, "hello")
     last = type(dense.model.layers[-1])
     with monkeypatch.context() as patch:
@@ -97,7 +97,7 @@ def test_an_answer_broken_off_inside_the_model_spoils_no_later_one(dense, monkey
         with pytest.raises(KeyboardInterrupt):
             said(chat, "more")
     chat.history = chat.history[:2]
-    expected = said(Conversation(dense, None, GREEDY), "hello")
+    expected = said(Conversation(dense, {}, GREEDY), "hello")
     assert chat.history[1]["content"] == expected
     assert said(chat, "again") == _fresh(dense, chat.history[:2], "again")
 

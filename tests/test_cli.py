@@ -66,7 +66,7 @@ def test_the_whole_way_from_rows_to_a_fused_model(dense_path, rows, tmp_path):
     done = mlxlora("adapter", "verify", adapter, "--model", base, "--json")
     assert last_line(done)["ok"] is True
     done = mlxlora("adapter", "verify", adapter, "--model", dense_path)
-    assert done.returncode == 2 and "trained on another base" in done.stderr
+    assert done.returncode == 2 and "not the base of this adapter (base, bits)" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_whole_way_from_rows_to_a_fused_model(dense_path, rows, tmp_path):
     [
         (["train", "--set", "lora.rnk=3"], "did you mean lora.rank?"),
         (["train", "--rank", "0"], "lora.rank must be at least 1"),
-        (["train", "--method", "lorra"], "lora.method must be 'lora' or 'full'"),
+        (["train", "--method", "lorra"], "lora.method must be 'lora' or 'rslora' or 'dora'"),
         (["train"], "not given: model, out, data.path"),
         (["train", "--rnak", "3"], "--rank"),
         (["train", "none.toml"], "cannot read none.toml: No such file"),

@@ -1,26 +1,21 @@
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 import pytest
 from conftest import randomized
+from losses import agree, examples, of_batch, of_rows
 from mlx.utils import tree_flatten
 from zoo import FAMILIES, model_of
 
 from mlxlora.config import LoraConfig
-from mlxlora.data.batches import Batch, pack, pad
-from mlxlora.data.render import Example
+from mlxlora.data.batches import pack, pad
 from mlxlora.lora.fresh import new_layers
+from mlxlora.lora.methods import METHODS
 from mlxlora.train.attention import Spans
-from mlxlora.train.forward import PADDED, WHOLE_LOGITS, Forward, arrays
-from mlxlora.train.objectives import sft
+from mlxlora.train.forward import PADDED, WHOLE_LOGITS, Forward
 from mlxlora.train.packing import RowCache, lean_attention, position_limit
 
+EXAMPLES = examples(6, 18, 31)
 UNPACKED = {"gpt2", "mamba", "gemma2"}  # positions, recurrence, attention of its own
-random = np.random.default_rng(0)
-EXAMPLES = [
-    Example(row, random.integers(0, 200, length, np.int32), random.random(length) < 0.6)
-    for row, length in enumerate((6, 18, 31))
-]
 
 
 def adapted(family: str, *targets: str) -> nn.Module:
@@ -30,55 +25,10 @@ def adapted(family: str, *targets: str) -> nn.Module:
     return model
 
 
-def of_rows(model: nn.Module) -> tuple[float, dict[str, mx.array]]:
-    """Loss and gradients by the model's own logits, one row at a time, nothing of ours."""
-
-    def loss(parameters):
-        model.update(parameters)
-        total = mx.array(0.0)
-        for example in EXAMPLES:
-            logits = model(mx.array(example.tokens[None, :-1]))[0].astype(mx.float32)
-            targets, mask = mx.array(example.tokens[1:]), mx.array(example.mask[1:])
-            total = total + (nn.losses.cross_entropy(logits, targets) * mask).sum()
-        return total
-
-    parameters = model.trainable_parameters()
-    value, gradients = mx.value_and_grad(loss)(parameters)
-    mx.eval(value, gradients)
-    model.update(parameters)
-    return value.item(), dict(tree_flatten(gradients))
-
-
-def of_batch(model: nn.Module, batch: Batch) -> tuple[float, dict[str, mx.array]]:
-    forward = Forward(model)
-    inputs, positions, targets, weights, *segments = arrays(batch)
-
-    def loss(parameters):
-        model.update(parameters)
-        plan = {"ends": batch.ends, "reach": batch.reach, "gradient": True}
-        return sft(forward(inputs, positions, targets, *segments, **plan), weights)
-
-    parameters = model.trainable_parameters()
-    value, gradients = mx.value_and_grad(loss)(parameters)
-    mx.eval(value, gradients)
-    model.update(parameters)
-    return value.item(), dict(tree_flatten(gradients))
-
-
-def agree(ours, reference) -> None:
-    assert ours[0] == pytest.approx(reference[0], rel=2e-5)
-    assert ours[1].keys() == reference[1].keys()
-    for name, wanted in reference[1].items():
-        largest = mx.abs(wanted).max().item()
-        np.testing.assert_allclose(
-            ours[1][name], wanted, atol=1e-4 * max(largest, 1e-3), err_msg=name
-        )
-
-
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in UNPACKED])
 def test_packed_loss_and_gradients_are_those_of_every_row_alone(family):
     model = adapted(family)
-    reference = of_rows(model)
+    reference = of_rows(model, EXAMPLES)
     agree(of_batch(model, pack(EXAMPLES)), reference)
     agree(of_batch(model, pack(EXAMPLES, (1, 64, 40), reach=32)), reference)
 
@@ -86,7 +36,27 @@ def test_packed_loss_and_gradients_are_those_of_every_row_alone(family):
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_padded_loss_and_gradients_are_those_of_every_row_alone(family):
     model = adapted(family)
-    agree(of_batch(model, pad(EXAMPLES)), of_rows(model))
+    agree(of_batch(model, pad(EXAMPLES)), of_rows(model, EXAMPLES))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        *({"method": method} for method in METHODS),
+        {"train_also": ("*norm*",)},
+        {"train_also": ("embed_tokens",), "method": "dora"},
+    ],
+    ids=str,
+)
+def test_every_method_has_the_loss_and_gradients_of_every_row_alone(family, lora):
+    model = model_of(family)
+    new_layers(model, LoraConfig(rank=4, alpha=4.0, **lora), 0)
+    randomized(model)
+    batch = (pack if Forward(model).packs else pad)(EXAMPLES)
+    ours, reference = of_batch(model, batch), of_rows(model, EXAMPLES)
+    assert all(mx.abs(gradient).max() > 0 for gradient in reference[1].values())
+    agree(ours, reference)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -126,7 +96,7 @@ def test_a_trained_head_keeps_its_own_logits_and_says_so(family, target, fresh):
     forward = Forward(model)
     assert forward.head is None and forward.notes == (WHOLE_LOGITS,)
     ours = of_batch(model, pack(EXAMPLES))
-    agree(ours, of_rows(model))
+    agree(ours, of_rows(model, EXAMPLES))
     assert any(mx.abs(ours[1][name]).max() > 0 for name in ours[1] if target in name)
 
 
@@ -173,4 +143,4 @@ def test_a_quantized_head_comes_apart_too(family, bits, mode):
     randomized(model)
     forward = Forward(model)
     assert forward.head is not None
-    agree(of_batch(model, (pack if forward.packs else pad)(EXAMPLES)), of_rows(model))
+    agree(of_batch(model, (pack if forward.packs else pad)(EXAMPLES)), of_rows(model, EXAMPLES))

@@ -105,9 +105,9 @@ def test_a_hub_that_never_answers_is_not_waited_for(monkeypatch):
     import huggingface_hub.constants
     import huggingface_hub.hf_api
 
-    from mlxlora import model_files
+    from mlxlora import hub_files
 
-    monkeypatch.setattr(model_files, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(hub_files, "HUB_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)

@@ -4,10 +4,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from conftest import worst
+from mlx_lm.models.afm7 import FusedLinear
+from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tuner import dora, lora
 
-from mlxlora.lora.layers import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+from mlxlora.lora.layers import LoRAEmbedding, LoRALinear, LoRAMultiLinear, LoRASwitchLinear
 from mlxlora.quantized import widen
 
 RANK, SCALE = 4, 2.5
@@ -64,6 +66,45 @@ def test_experts_are_mlx_lm_s(quantized):
     indices = mx.array([[0, 1], [2, 3], [1, 1], [3, 0], [2, 2]])
     assert worst(ours(x, indices), theirs(x, indices)) < 1e-5
     assert worst(fused(ours), theirs.fuse(dequantize=True).weight) < 1e-5
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_a_matrix_a_head_is_adapted_both_ways_as_its_fused_weight(quantized, magnitude):
+    base = MultiLinear(64, 32, 3)
+    base = base.to_quantized(group_size=32, bits=4) if quantized else base
+    ours = LoRAMultiLinear(base, RANK, SCALE, 0.0)
+    ours.init(mx.random.key(0))
+    ours.lora_b = mx.random.normal(ours.lora_b.shape, key=mx.random.key(1))
+    if magnitude:
+        ours.add_magnitude()
+        ours.m = ours.m * mx.random.uniform(0.5, 2, ours.m.shape, key=mx.random.key(2))
+    plain = MultiLinear(64, 32, 3)
+    plain.weight = fused(ours)
+    x = mx.random.normal((2, 3, 7, 64))
+    assert worst(plain(x), base(x)) > 0.1
+    back = plain(x)
+    for settled in (False, True):
+        if settled and magnitude:
+            ours.settle()
+        assert worst(ours(x), plain(x)) < 1e-5
+        assert worst(ours(back, transpose=False), plain(back, transpose=False)) < 1e-5
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_layer_that_answers_in_parts_still_does(quantized):
+    base = FusedLinear(64, [32, 16, 16])
+    base = base.to_quantized(group_size=32, bits=4) if quantized else base
+    ours = LoRALinear(base, RANK, SCALE, 0.0)
+    ours.init(mx.random.key(0))
+    ours.lora_b = mx.random.normal(ours.lora_b.shape, key=mx.random.key(1))
+    plain = FusedLinear(64, [32, 16, 16])
+    plain.weight = fused(ours)
+    x = mx.random.normal((2, 7, 64))
+    found, wanted = ours(x), plain(x)
+    assert [part.shape for part in found] == [part.shape for part in wanted]
+    for part, whole in zip(found, wanted, strict=True):
+        assert worst(part, whole) < 1e-5
 
 
 def with_magnitude(ours: nn.Module, theirs: nn.Module) -> None:

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from architectures import readme_section
 from conftest import write_rows
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -42,6 +43,10 @@ def option_table() -> str:
 
 def test_the_option_table_is_the_config():
     assert section("options") == option_table()
+
+
+def test_the_architectures_are_those_that_are_tested():
+    assert section("architectures") == readme_section()
 
 
 def test_the_tree_names_every_file_and_no_other():

@@ -44,6 +44,21 @@ def test_gradients_are_the_same_bit_for_bit_dropout_included(family):
         assert mx.array_equal(again[name], wanted), name
 
 
+@pytest.mark.parametrize(
+    "lora",
+    [{"method": "dora"}, {"method": "pissa"}, {"train_also": ("*norm*", "embed_tokens")}],
+    ids=str,
+)
+def test_they_are_the_same_with_every_kind_of_trained_array(lora):
+    model = model_of("qwen3")
+    new_layers(model, LoraConfig(rank=4, dropout=0.5, **lora), 0)
+    randomized(model)
+    model.train()
+    plain, again = (gradients(model, pack(EXAMPLES), checkpoint) for checkpoint in (False, True))
+    assert plain.keys() == again.keys()
+    assert all(mx.array_equal(again[name], wanted) for name, wanted in plain.items())
+
+
 def test_every_class_of_block_is_checkpointed_and_put_back():
     model = model_of("qwen3")
     kind = type(model.layers[1])

@@ -57,6 +57,10 @@ WAYS = {
     "sgd": ("train.optimizer=sgd", "train.learning_rate=0.1"),
     "muon": ("train.optimizer=muon",),
     "decay": ("train.weight_decay=0.1", "train.schedule=linear"),
+    "dora": ("lora.method=dora", "lora.dropout=0.1"),
+    "pissa": ("lora.method=pissa", "train.lora_plus_ratio=4"),
+    "whole": ('lora.train_also=["embed_tokens", "norm"]', "lora.method=lora-fa"),
+    "muon, faster B": ("train.optimizer=muon", "train.lora_plus_ratio=4", "lora.method=olora"),
     "every weight": ("lora.method=full", "lora.rank=16", "train.learning_rate=1e-3"),
 }
 

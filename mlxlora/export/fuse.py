@@ -154,7 +154,8 @@ class _Plan:
             config.pop("quantization", None)
             config.pop("quantization_config", None)
         elif isinstance(self.bits, int):
-            touched = {path: self._settings(path) for path in self.touched}
+            packed = (p for p in self.touched if isinstance(self.modules[p], QUANTIZED))
+            touched = {path: self._settings(path) for path in packed}
             config["quantization"] = {**self.quantization, **touched}
             config["quantization_config"] = config["quantization"]
         return config

@@ -10,7 +10,7 @@ Weights that were trained whole stand beside them under their own names (mlx-lm 
 file; fuse it first); a "full" adapter holds nothing else.
 """
 
-import math
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,24 +22,19 @@ import mlx.core as mx
 from mlxlora.config import MAX_RANK
 from mlxlora.errors import AdapterError
 from mlxlora.files import atomic_directory, hash_file, save_tensors, write_json
-from mlxlora.readers import FLOATING, expanded, read_json, safetensors_header
+from mlxlora.hub_files import here
+from mlxlora.lora.card import card, whole_modules
+from mlxlora.lora.provenance import COMPARED, is_a, mistold
+from mlxlora.readers import FLOATING, read_json, safetensors_header
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 PROVENANCE = "provenance.json"
+CARD = "README.md"
 FACTORS = ("lora_a", "lora_b")
 TENSORS = (*FACTORS, "m")  # of a module
 KINDS = ("lora", "dora", "full")
 FORMAT = 1  # of provenance.json
-# What is read of provenance.json, all of it optional; "*" stands for any name.
-TOLD: dict[str, Any] = {
-    "weights_sha256": str,
-    "base": {"*": str},
-    "data": {"format": str, "files": {"*": {"path": str, "rows": int}}},
-    "metrics": {"update": int, "updates": int, "valid_loss": float, "valid_loss_before": float},
-    "versions": {"*": str},
-    "imported": {"*": str},  # an adapter of another program
-}
 
 
 @dataclass(frozen=True)
@@ -86,12 +81,12 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | Path) -> "Adapter":
-        """Read an adapter directory, ours or mlx-lm's.
+        """Read an adapter's directory, ours or mlx-lm's, or fetch one by its Hub id.
 
         Raises AdapterError if a file is missing or damaged, if the weights are not those that
         provenance.json describes, or if a number in them is none (NaN, infinity).
         """
-        directory = expanded(path)
+        directory = here(path, (CONFIG, WEIGHTS, PROVENANCE), AdapterError)
         if not os.path.lexists(directory / CONFIG):
             hint = "" if os.path.exists(directory) else " (it does not exist)"
             raise AdapterError(f"{directory} is not an adapter directory: no {CONFIG}{hint}")
@@ -103,7 +98,7 @@ class Adapter:
         provenance = {}
         if os.path.lexists(directory / PROVENANCE):
             provenance = read_json(directory / PROVENANCE, AdapterError)
-            wrong = _mistold(provenance, TOLD)
+            wrong = mistold(provenance)
             if wrong:
                 raise AdapterError(f"{directory / PROVENANCE} is damaged: {wrong}")
             if provenance.get("weights_sha256") not in (None, hash_file(file)):
@@ -142,7 +137,7 @@ class Adapter:
                     f"{directory / WEIGHTS}: {path[:80]}.{min(differing)} "
                     + ("is missing" if differing < wanted else f"is in no {method} adapter")
                 )
-        whole = set(config.get("modules_to_save") or ())
+        whole = config.get("modules_to_save") or []
         strange = [n for n in adapter.whole if n.rpartition(".")[0] not in whole]
         if strange or not weights:
             what = f"{strange[0][:80]!r}, not a" if strange else "no"
@@ -161,43 +156,16 @@ class Adapter:
                 "weights_sha256": hash_file(temporary / WEIGHTS),
             }
             write_json(temporary / PROVENANCE, record)
+            (temporary / CARD).write_text(
+                card(dataclasses.replace(self, provenance=record)), "utf-8"
+            )
         return directory
-
-    def facts(self) -> list[tuple[str, str]]:
-        """What a person wants to know of it: label and value."""
-        told = self.provenance
-        base, metrics = told.get("base") or {}, told.get("metrics") or {}
-        files = (told.get("data") or {}).get("files") or {}
-        facts = [("method", self.method), ("layers", f"{len(self.modules)}")]
-        if self.modules:
-            facts.append(("rank", f"{self.rank}, alpha {self.alpha:g} (scale {self.scale:g})"))
-        if self.modules and self.whole:
-            facts.append(("trained whole", ", ".join(self._modules_to_save())))
-        parameters = sum(array.size for array in self.weights.values())
-        facts.append(("parameters", f"{parameters:,}"))
-        if base:
-            facts.append(("base", f"{base.get('name')} ({base.get('quantization')})"))
-        if told.get("imported"):
-            facts.append(("imported", " ".join(_origin(told["imported"]))))
-        for name, file in files.items():
-            told_of = file or {}
-            rows = f"{told_of.get('rows') or 0:,} {self.format}"
-            facts.append((f"{name} rows", f"{rows} in {told_of.get('path')}"))
-        if metrics:
-            facts.append(("update", f"{metrics.get('update')} of {metrics.get('updates')}"))
-            before, after = metrics.get("valid_loss_before"), metrics.get("valid_loss")
-            if before is not None and after is not None:
-                facts.append(("validation loss", f"{before:.4f} before, {after:.4f} after"))
-        facts += [(name, str(text)) for name, text in (told.get("versions") or {}).items()]
-        if not told:
-            facts.append(("provenance", "none (not written by mlxlora)"))
-        return facts
 
     def config(self) -> dict[str, Any]:
         """adapter_config.json: the keys mlx-lm reads, and alpha for the human eye."""
         if self.method == "full":
             return {"fine_tune_type": "full", "num_layers": self.blocks}
-        whole = self._modules_to_save()
+        whole = whole_modules(self)
         return {
             "fine_tune_type": self.method,
             "num_layers": self.blocks,
@@ -211,9 +179,6 @@ class Adapter:
             },
         }
 
-    def _modules_to_save(self) -> list[str]:
-        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.whole))
-
 
 def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[str]:
     """What sets the base at hand apart from the one the adapter was trained on.
@@ -222,22 +187,11 @@ def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[
     counts. Empty when the adapter says nothing of its base (one made by mlx-lm).
     """
     trained_on = provenance.get("base") or {}
-    labels = {
-        "fingerprint": "weights",
-        "quantization": "quantization",
-        "template": "chat template",
-    }
     return [
         f"{label}: trained on {trained_on[key][:40]}, this base has {base[key][:40]}"
-        for key, label in labels.items()
+        for key, label in COMPARED.items()
         if trained_on.get(key) not in (None, base[key])
     ]
-
-
-def _origin(imported: Mapping[str, str]) -> list[str]:
-    """Where an imported adapter is from, in words."""
-    words = [f"from {imported.get('path')} ({imported.get('format')})"]
-    return [*words, f"made for {imported['base']}"] if imported.get("base") else words
 
 
 def _parameters(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
@@ -258,8 +212,11 @@ def _parameters(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
         "blocks": (int, -1, 1 << 31, "a whole number"),
     }
     faults = []
+    whole = config.get("modules_to_save") or []
+    if not (isinstance(whole, list) and all(isinstance(name, str) for name in whole)):
+        faults.append("modules_to_save must be a list of names")
     for name, (kind, least, most, says) in limits.items():
-        if not (_is(values[name], kind) and least <= values[name] <= most):
+        if not (is_a(values[name], kind) and least <= values[name] <= most):
             label = "num_layers" if name == "blocks" else f"lora_parameters.{name}"
             faults.append(f"{label} must be {says}, not {str(values[name])[:40]!r}")
         else:
@@ -284,23 +241,3 @@ def check_numbers(file: Path, header: Mapping[str, Any]) -> None:
                 f"{file}: {name[:80]!r} holds numbers that are none (NaN or infinity); "
                 "training went wrong, use an earlier one"
             )
-
-
-def _mistold(told: Any, shape: Any, path: str = "") -> str:
-    """Where told is not of this shape (see TOLD), or ''. null is as good as absent."""
-    if told is None:
-        return ""
-    if not isinstance(shape, dict):
-        return "" if _is(told, shape) else f"{path[1:]} is {str(told)[:40]!r}"
-    if not isinstance(told, dict):
-        return f"{path[1:]} must be an object"
-    inner = ((name, value, shape.get(name, shape.get("*"))) for name, value in told.items())
-    faults = (_mistold(value, one, f"{path}.{name[:40]}") for name, value, one in inner if one)
-    return next((fault for fault in faults if fault), "")
-
-
-def _is(value: Any, kind: type) -> bool:
-    """Whether a JSON value is of this type; whole numbers are numbers, true is none."""
-    if kind is float:
-        return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
-    return type(value) is kind

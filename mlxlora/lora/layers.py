@@ -19,6 +19,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxlora.quantized import multiply, widen
@@ -162,10 +164,19 @@ class LoRALinear(LowRank):
     def through(self, right: mx.array) -> mx.array:
         return multiply(self.base, right.astype(_own_dtype(self.base))).T
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array) -> mx.array | list[mx.array]:
+        answer = self.base(x)
+        if isinstance(answer, mx.array):
+            return self._added(x, answer)
+        # Several projections in one layer, which answers with one array for each.
+        places = np.cumsum([part.shape[-1] for part in answer])[:-1].tolist()
+        return mx.split(self._added(x, mx.concatenate(answer, axis=-1)), places, axis=-1)
+
+    def _added(self, x: mx.array, y: mx.array) -> mx.array:
+        """y, the base's answer to x, and what the low-rank factors make of it."""
         a, b = self.low_rank()
         z = self.dropped(x) @ a.astype(x.dtype)
-        y = mx.addmm(self.base(x), z, b.astype(x.dtype), alpha=self.scale)
+        y = mx.addmm(y, z, b.astype(x.dtype), alpha=self.scale)
         if "m" not in self:
             return y
         gain = self.gain().astype(x.dtype)
@@ -248,6 +259,34 @@ class LoRASwitchLinear(LowRank):
         return y + (1 - gain) * self.base.bias[indices][..., None, :] if "bias" in self.base else y
 
 
+class LoRAMultiLinear(LowRank):
+    """Over MultiLinear, one matrix a head, used both ways in multi-latent attention.
+
+    lora_a (heads, r, in), lora_b (heads, out, r).
+    """
+
+    @staticmethod
+    def sides(lora_a: mx.array, lora_b: mx.array) -> tuple[mx.array, mx.array]:
+        return lora_b, lora_a
+
+    @staticmethod
+    def factors(left: mx.array, right: mx.array) -> tuple[mx.array, mx.array]:
+        return right, left
+
+    def through(self, right: mx.array) -> mx.array:
+        return self.base(right.astype(_own_dtype(self.base))).swapaxes(-1, -2)
+
+    def __call__(self, x: mx.array, transpose: bool = True) -> mx.array:
+        """x (..., heads, n, in) to (..., heads, n, out), or back if not transpose."""
+        left, right = (side.astype(x.dtype) for side in self.sides(*self.low_rank()))
+        gain = self.gain().astype(x.dtype)[:, None] if "m" in self else 1
+        if transpose:
+            z = (self.dropped(x) @ right.swapaxes(-1, -2)) @ left.swapaxes(-1, -2)
+            return gain * (self.base(x) + self.scale * z)
+        x = gain * x
+        return self.base(x, transpose=False) + self.scale * ((self.dropped(x) @ left) @ right)
+
+
 # What can be adapted, most specific first: class of the base layer -> its low-rank layer.
 LAYERS: tuple[tuple[type, type[LowRank]], ...] = (
     (nn.Linear, LoRALinear),
@@ -256,6 +295,8 @@ LAYERS: tuple[tuple[type, type[LowRank]], ...] = (
     (nn.QuantizedEmbedding, LoRAEmbedding),
     (SwitchLinear, LoRASwitchLinear),
     (QuantizedSwitchLinear, LoRASwitchLinear),
+    (MultiLinear, LoRAMultiLinear),
+    (QuantizedMultiLinear, LoRAMultiLinear),
 )
 
 

@@ -1,11 +1,13 @@
 """Which modules of a model: targets, blocks and patterns, as the options name them."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_unflatten
 
 from mlxlora.config import LoraConfig
 from mlxlora.errors import ConfigError
@@ -19,19 +21,19 @@ def targets(model: nn.Module, config: LoraConfig) -> list[str]:
     """Paths of the modules that get low-rank layers, in order: config.targets in config.blocks.
 
     "all-linear" is every linear layer of the blocks, experts included, but no router,
-    embedding or head, nor what config.train_also trains whole. Raises ConfigError for a target
-    that matches nothing.
+    embedding or head, nor what config.train_also trains whole, nor a layer whose weight the
+    model takes itself. Raises ConfigError for a target that matches nothing, or such a layer.
     """
     prefixes = _block_prefixes(model, config.blocks)
     paths = {path: m for path, m in model.named_modules() if layer_for(m) is not None}
     inside = {p for p in paths if p.startswith(tuple(prefixes))}
     whole = set(trained_whole(model, config))
+    taken = taken_by_the_model(model, inside)
     chosen: set[str] = set()
     for target in config.targets:
         if target == ALL_LINEAR:
-            matched = {
-                p for p in inside - whole if isinstance(paths[p], LINEAR + EXPERTS) and linear(p)
-            }
+            own = inside - whole - taken
+            matched = {p for p in own if isinstance(paths[p], LINEAR + EXPERTS) and linear(p)}
         else:
             matched = {p for p in paths if matches(p, target)}
             if config.blocks != 0:
@@ -46,8 +48,56 @@ def targets(model: nn.Module, config: LoraConfig) -> list[str]:
             raise ConfigError(
                 f"lora.targets: {target!r} matches no module of this model; it has {_names(paths)}"
             )
+        if matched & taken:
+            raise ConfigError(
+                f"lora.targets: {target!r} matches {min(matched & taken, key=natural)}, whose "
+                "weight the model uses without calling the layer, so no low-rank layer fits there"
+            )
         chosen |= matched
     return sorted(chosen, key=natural)
+
+
+def taken_by_the_model(model: nn.Module, paths: Iterable[str]) -> set[str]:
+    """Of the layers at these paths, those whose weight the model takes from them itself.
+
+    A low-rank layer in their place would not be seen. Found by a run with stand-ins, whose
+    result nobody computes; of a model that does not run so, nothing is known.
+    """
+    taken: set[str] = set()
+    modules = dict(model.named_modules())
+    own = {path: modules[path] for path in paths}
+    stand_ins = {path: _Watched(layer, partial(taken.add, path)) for path, layer in own.items()}
+    was_training = model.training
+    model.update_modules(tree_unflatten(list(stand_ins.items())))
+    try:
+        model.train()  # in which a model reads again what it remembers of its weights
+        model(mx.array([[1, 2]]))
+    except Exception:  # whatever an architecture raises
+        pass
+    finally:
+        model.update_modules(tree_unflatten(list(own.items())))
+        model.train(was_training)
+    return taken
+
+
+class _Watched(nn.Module):
+    """In a layer's place: does what it does, keeps its weight, tells when that is read."""
+
+    def __init__(self, layer: nn.Module, tell: Callable[[], None]) -> None:
+        super().__init__()
+        self._layer, self._tell = layer, tell
+
+    @property
+    def weight(self) -> mx.array:
+        self._tell()
+        return self._layer.weight
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "weight":  # what the model would put there, it has made of the one it read
+            super().__setattr__(name, value)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._layer(*args, **options)
 
 
 def trained_whole(model: nn.Module, config: LoraConfig) -> list[str]:

@@ -8,7 +8,7 @@ of the rows, dropout, the learning rate.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +40,15 @@ class Best:
 
 
 @dataclass(frozen=True)
+class Point:
+    """Of a run's curve: a validation (or, without one, a save) and what was learned before it."""
+
+    update: int
+    train_loss: float  # mean per supervised token since the point before
+    valid_loss: float | None
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where a run stands, in plain values."""
 
@@ -51,6 +60,8 @@ class Progress:
     validated: int = 0  # the last update whose validation is done
     tally: Tally = field(default_factory=Tally)  # of the first epoch
     train_loss: float = math.nan
+    curve: tuple[Point, ...] = ()
+    since: tuple[float, int] = (0.0, 0)  # the last point: loss summed, supervised tokens
     bad: int = 0  # updates in a row whose loss or gradient was not finite
     seconds: float = 0.0  # spent so far
     log_bytes: int = 0  # of log.jsonl
@@ -58,8 +69,14 @@ class Progress:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Progress":
         """The inverse of dataclasses.asdict. Raises TypeError for other keys."""
-        parts = {"cursor": Cursor, "best": Best, "tally": Tally}
-        return cls(**{k: parts[k](**v) if k in parts else v for k, v in value.items()})
+        parts: dict[str, Callable[[Any], Any]] = {
+            "cursor": lambda v: Cursor(**v),
+            "best": lambda v: Best(**v),
+            "tally": lambda v: Tally(**v),
+            "curve": lambda v: tuple(Point(**point) for point in v),
+            "since": tuple,
+        }
+        return cls(**{k: parts[k](v) if k in parts else v for k, v in value.items()})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ is found by letting the stand-in answer with known logits. No architecture is na
 whatever does not come apart this way keeps its own logits.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -83,10 +84,14 @@ def _find(model: nn.Module, tokens: mx.array) -> Head | None:
     known = mx.linspace(-60, 60, logits.size).reshape(logits.shape)  # float32: scales are exact
     known[..., 0] = 1.0
     seen = _after(head, tokens, known)
-    scale = float(seen[0, 0, 0].item())  # type: ignore[arg-type]
+    one = float(seen[0, 0, 0].item())  # type: ignore[arg-type]
     huge = mx.full(logits.shape, 1e6)
     cap = float(_after(head, tokens, huge).max().item())  # type: ignore[arg-type]
-    for candidate in (head, replace(head, scale=scale), replace(head, cap=cap)):
+    scaled = replace(head, scale=one)
+    capped = replace(head, cap=cap)
+    # Where both are at work, 1 has become cap * tanh(scale / cap).
+    both = replace(head, scale=cap * math.atanh(one / cap), cap=cap) if abs(one) < cap else head
+    for candidate in (head, scaled, capped, both):
         if mx.allclose(seen, candidate.finish(known), rtol=1e-5, atol=1e-5):
             return candidate
     return None

@@ -3,9 +3,9 @@
 The memory of a step falls from every activation of every block to one block's at a time, for
 one more forward pass (Chen et al. 2016, arXiv:1604.06174). mx.checkpoint gives gradients only
 to explicit inputs, so a block's trained parameters and every array of real numbers it is
-called with are inputs. Dropout draws from keys the layers hold, so the second pass draws the
-same. Blocks below the lowest adapter have no gradient and are left alone: nothing of them is
-stored anyway.
+called with, or finds in an object it is called with, are inputs. Dropout draws from keys the
+layers hold, so the second pass draws the same. Blocks below the lowest adapter have no gradient
+and are left alone: nothing of them is stored anyway.
 """
 
 from collections.abc import Iterator
@@ -64,23 +64,47 @@ def _checkpointing(kind: type, chosen: set[int]) -> Any:
 
 
 def _recomputed(plain: Any, block: nn.Module, args: tuple[Any, ...], options: Any) -> Any:
-    arrays: list[mx.array] = []
-    tree_map(lambda leaf: arrays.append(leaf) if _is_real(leaf) else None, [args, options])
+    leaves = [leaf for _, leaf in tree_flatten([args, options])]
+    arrays = [leaf for leaf in leaves if _is_real(leaf)]
+    # Some blocks leave arrays for others in an object they are given: inputs and outputs too.
+    objects = list({id(leaf): leaf for leaf in leaves if hasattr(leaf, "__dict__")}.values())
+    states = [dict(vars(one)) for one in objects]
     attention = mx.fast.scaled_dot_product_attention
+    left: list[dict[str, Any]] = []
 
-    def inner(parameters: dict[str, Any], *given: mx.array) -> Any:
+    def inner(
+        parameters: dict[str, Any], held: list[dict[str, mx.array]], *given: mx.array
+    ) -> tuple[Any, list[dict[str, mx.array]]]:
         block.update(parameters)
         fresh = iter(given)
         again, named = tree_map(
             lambda leaf: next(fresh) if _is_real(leaf) else leaf, [args, options]
         )
+        before = [dict(vars(one)) for one in objects]
+        _set(objects, states, held)
         with attention_by(attention):  # the backward pass comes when the caller's is gone
-            return plain(block, *again, **named)
+            answer = plain(block, *again, **named)
+        left[:] = [dict(vars(one)) for one in objects]
+        _set(objects, before)
+        return answer, _real_parts(left)
 
     parameters = block.trainable_parameters()
-    outputs = mx.checkpoint(inner)(parameters, *arrays)
+    outputs, held = mx.checkpoint(inner)(parameters, _real_parts(states), *arrays)
     block.update(parameters)  # else the block keeps arrays of the differentiation
+    _set(objects, left, held)
     return outputs
+
+
+def _set(objects: list[Any], *parts: list[dict[str, Any]]) -> None:
+    """Give each object the attributes of its dict, and of a second one over them."""
+    for one, *own in zip(objects, *parts, strict=True):
+        vars(one).clear()
+        for attributes in own:
+            vars(one).update(attributes)
+
+
+def _real_parts(states: list[dict[str, Any]]) -> list[dict[str, mx.array]]:
+    return [{name: v for name, v in state.items() if _is_real(v)} for state in states]
 
 
 def _is_real(leaf: Any) -> bool:

@@ -33,7 +33,11 @@ LAST = "last-"
 class Saver:
     """Writes into the run's directory; knows what was saved last."""
 
-    def __init__(self, directory: Path, run: RunConfig, base: Base, splits: Splits) -> None:
+    def __init__(
+        self, directory: Path, run: RunConfig, base: Base, splits: Splits, rate: float
+    ) -> None:
+        """rate: the run's peak learning rate."""
+        self._rate = rate
         self.directory, self._run, self._base, self._splits = directory, run, base, splits
         self.last: Saved | None = None  # adapter
         self.checkpointed = 0  # the update of the newest checkpoint
@@ -89,18 +93,31 @@ class Saver:
         return self.last
 
     def _provenance(self, progress: Progress) -> dict[str, Any]:
-        best = progress.best
+        """Where the adapter comes from: no path of this machine, since adapters travel."""
+        best, run = progress.best, self._run.to_dict()
+        del run["out"]
+        run["model"] = self._base.identity.public_name
+        run["data"]["path"] = Path(run["data"]["path"]).name
+        files = describe(self._splits)
+        for told in files.values():
+            told["path"] = Path(told["path"]).name
         return {
-            "base": self._base.identity.to_dict(),
-            "data": {"format": self._splits.kind, "files": describe(self._splits)},
-            "run": self._run.to_dict(),
+            "base": {**self._base.identity.to_dict(), "name": run["model"]},
+            "data": {"format": self._splits.kind, "files": files},
+            "run": run,
             "metrics": {
                 "update": progress.update,
                 "updates": progress.updates,
                 "train_loss": _finite(progress.train_loss),
                 "valid_loss": _finite(best.loss) if best.update == progress.update else None,
                 "valid_loss_before": _finite(progress.before),
+                "learning_rate": self._rate,
+                "rows_cut": progress.tally.truncated,
             },
+            "curve": [
+                [point.update, _finite(point.train_loss), _finite(point.valid_loss)]
+                for point in progress.curve
+            ],
             "versions": versions(),
         }
 

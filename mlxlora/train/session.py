@@ -27,7 +27,7 @@ from mlxlora.errors import CheckpointError, DataError, TrainError
 from mlxlora.generate import answer, prompt_tokens
 from mlxlora.lora.attach import low_rank_layers
 from mlxlora.memory import footprint, peak_memory
-from mlxlora.train.checkpoint import Best, Progress, TrainState
+from mlxlora.train.checkpoint import Best, Point, Progress, TrainState
 from mlxlora.train.directory import Log
 from mlxlora.train.events import (
     Done,
@@ -95,7 +95,7 @@ class Session:
         self.peak = peak_rate(run.train, run.lora, job.parameters)
         self.stepper = Stepper(base.model, make_optimizer(run.train), run.train.clip, ways.forward)
         self.validator = Validator(ways.forward)
-        self.saver = Saver(job.directory, run, base, job.splits)
+        self.saver = Saver(job.directory, run, base, job.splits, self.peak)
         self.every = run.eval.every or max(1, round(updates / VALIDATIONS))
         # The first weights, until they are validated.
         self.first: Any = base.model.trainable_parameters()
@@ -197,7 +197,9 @@ class Session:
         good = math.isfinite(loss) and math.isfinite(norm)
         progress = replace(self.progress, update=number, cursor=update.cursor)
         if good:
-            progress = replace(progress, train_loss=loss, bad=0)
+            total, seen = progress.since
+            since = (total + loss * tokens, seen + tokens)
+            progress = replace(progress, train_loss=loss, bad=0, since=since)
             if self.run.lora.method != "full":
                 self.proven = (number - 1, before)
         elif update.batches:
@@ -222,6 +224,7 @@ class Session:
     def _milestone(self) -> Iterator[Event]:
         """Validate and keep the best; without a validation set, keep the present."""
         if self.splits.valid is None:
+            self._point(None)
             yield self.saver.adapter(self.progress, "last")
         else:
             if self.first is not None:
@@ -271,7 +274,14 @@ class Session:
         better = loss < best.loss
         best = Best(loss, update) if better else replace(best, since=best.since + 1)
         self.progress = replace(self.progress, best=best)
+        self._point(loss)
         return Eval(update, loss, perplexity(loss), tokens, better, seconds)
+
+    def _point(self, valid_loss: float | None) -> None:
+        """Add a point to the run's curve."""
+        total, tokens = self.progress.since
+        point = Point(self.progress.update, total / tokens if tokens else math.nan, valid_loss)
+        self.progress = replace(self.progress, curve=(*self.progress.curve, point), since=(0.0, 0))
 
     def _measure(self) -> tuple[float, int, float]:
         """(validation loss, supervised tokens, seconds) of the present weights."""

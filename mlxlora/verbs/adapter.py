@@ -1,5 +1,6 @@
 """mlxlora adapter: info, verify, import."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +16,11 @@ def info(
     """What an adapter is and what it was trained on."""
     from mlxlora.console import Screen
     from mlxlora.lora.adapter import Adapter
+    from mlxlora.lora.card import facts
 
     adapter = Adapter.load(path)
     screen = Screen(as_json)
-    screen.facts(adapter.facts())
+    screen.facts(facts(adapter))
     screen.result({**adapter.config(), "provenance": adapter.provenance})
 
 
@@ -28,18 +30,24 @@ def verify(
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Check an adapter's hash, and that this base is the one it was trained on."""
+    """Recompute an adapter's hash; check that this base, tokenizer and template are its own."""
     from mlxlora.base import load
     from mlxlora.console import Screen
+    from mlxlora.errors import AdapterError
     from mlxlora.lora.adapter import Adapter
-    from mlxlora.lora.attach import attach
+    from mlxlora.lora.verify import DIFFERS, SAME, UNKNOWN, verify
 
     adapter = Adapter.load(path)
-    base = load(model, trust_remote_code=trust_remote_code)
-    attach(base, adapter)
+    checks = verify(adapter, load(model, trust_remote_code=trust_remote_code))
+    wrong = [check.what for check in checks if check.found == DIFFERS]
     screen = Screen(as_json)
-    screen.say(f"{path}: weights whole, base the same, {len(adapter.modules)} layers fit")
-    screen.result({"ok": True, "modules": len(adapter.modules)})
+    states = {SAME: "pass", UNKNOWN: "warn", DIFFERS: "fail"}
+    for check in checks:
+        screen.check(states[check.found], check.what, check.detail, "")
+    screen.result({"ok": not wrong, "checks": [dataclasses.asdict(check) for check in checks]})
+    if wrong:
+        name = (adapter.provenance.get("base") or {}).get("name") or "its own base"
+        raise AdapterError(f"not the base of this adapter ({', '.join(wrong)}). Use {name}.")
 
 
 def import_(
@@ -53,12 +61,13 @@ def import_(
     from mlxlora.base import open_base
     from mlxlora.console import Screen
     from mlxlora.files import refuse_existing
+    from mlxlora.lora.card import facts
     from mlxlora.lora.peft import read
 
     refuse_existing(out)
     adapter = read(path, open_base(model, trust_remote_code=trust_remote_code))
     adapter.save(out)
     screen = Screen(as_json)
-    screen.facts(adapter.facts())
+    screen.facts(facts(adapter))
     screen.say(f"{out}: {len(adapter.modules)} layers")
     screen.result({"path": str(out), **adapter.config(), "provenance": adapter.provenance})

@@ -5,12 +5,12 @@ from typing import Annotated
 import typer
 
 from mlxlora.errors import ConfigError
-from mlxlora.verbs.options import AsJson, Force, Model, Trust
+from mlxlora.verbs.options import Adapters, AsJson, Force, Model, Trust, named_adapters
 
 
 def chat(
     model: Model,
-    adapter: Annotated[list[str] | None, typer.Option("--adapter", help="adapter")] = None,
+    adapter: Adapters = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="answer once and exit")] = None,
     system: Annotated[str, typer.Option("--system", help="system prompt")] = "",
     raw: Annotated[
@@ -27,21 +27,19 @@ def chat(
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Talk to the base or a tuned model."""
-    if adapter and len(adapter) > 1:
-        raise ConfigError("chat starts with one --adapter; switch with /adapter DIR while chatting")
+    """Talk to the base or a tuned model; of several adapters, the first begins."""
     if as_json and prompt is None:
         raise ConfigError("chat --json answers one --prompt")
     from mlxlora.base import load
     from mlxlora.chat import Conversation
     from mlxlora.console import Screen
     from mlxlora.generate import Sampling
-    from mlxlora.lora.adapter import Adapter
     from mlxlora.repl import answer_once, talk
 
+    adapters = named_adapters(adapter)
     base = load(model, trust_remote_code=trust_remote_code)
-    conversation = Conversation(base, None, Sampling(max_tokens, temperature, top_p, seed), raw)
-    conversation.use(Adapter.load(adapter[0]) if adapter else None, force=force)
+    sampling = Sampling(max_tokens, temperature, top_p, seed)
+    conversation = Conversation(base, adapters, sampling, raw, force=force)
     conversation.system = system
     if prompt is None:
         talk(conversation, Screen(), force)

@@ -8,7 +8,7 @@ import typer
 from mlxlora.config import RunConfig
 from mlxlora.schema import toml_value
 from mlxlora.verbs.flags import flags
-from mlxlora.verbs.options import AsJson, Force, Model, Sets, Trust
+from mlxlora.verbs.options import Adapters, AsJson, Force, Model, Sets, Trust, named_adapters
 
 
 @flags("data.")
@@ -16,9 +16,7 @@ def evaluate(
     overrides: list[str],
     model: Model,
     data: Annotated[str, typer.Option("--data", help="JSONL file, or directory with test.jsonl")],
-    adapter: Annotated[
-        list[str] | None, typer.Option("--adapter", help="adapter directory; repeatable")
-    ] = None,
+    adapter: Adapters = None,
     with_base: Annotated[bool, typer.Option("--with-base", help="measure the base too")] = False,
     generate: Annotated[
         bool, typer.Option("--generate", help="answer each row and count exact matches")
@@ -35,11 +33,10 @@ def evaluate(
     from mlxlora.base import load
     from mlxlora.console import Screen
     from mlxlora.evaluate import evaluate as results
-    from mlxlora.lora.adapter import Adapter
 
     screen = Screen(as_json)
     base = load(model, trust_remote_code=trust_remote_code)
-    named = [(path, Adapter.load(path)) for path in adapter or []]
+    named = list(named_adapters(adapter).items())
     found = list(
         results(
             base,

@@ -12,7 +12,7 @@ from mlxlora.verbs.options import AsJson, Force, Model, Trust
 
 def fuse(
     model: Model,
-    adapter: Annotated[str, typer.Option("--adapter", help="adapter directory")],
+    adapter: Annotated[str, typer.Option("--adapter", help="adapter: directory or Hub id")],
     out: Annotated[Path, typer.Option("--out", help="directory of the new model")],
     bits: Annotated[
         str,

@@ -1,0 +1,302 @@
+"""An adapter in words: facts for a screen, and the model card that lies beside its weights.
+
+The card is README.md with front matter that the Hugging Face Hub understands: what the adapter
+was trained on, with what, how well, and how it is loaded. All of it comes from the adapter's
+config and provenance; what they do not tell is left out. What an adapter of strangers tells is
+put where it can be nothing but text.
+"""
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+from mlxlora.hub_files import HUB_ID
+
+ROWS = 12  # of the curve's table, at most
+BARS = "▁▂▃▄▅▆▇█"
+
+
+class Described(Protocol):
+    """What is read of an Adapter."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def weights(self) -> Mapping[str, Any]: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def modules(self) -> list[str]: ...
+    @property
+    def whole(self) -> Mapping[str, Any]: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+
+
+def facts(adapter: Described) -> list[tuple[str, str]]:
+    """What a person wants to know of it: label and value."""
+    told = adapter.provenance
+    base, metrics = told.get("base") or {}, told.get("metrics") or {}
+    found = [("method", _method(adapter)), ("layers", f"{len(adapter.modules)}")]
+    if adapter.modules:
+        found.append(("rank", f"{adapter.rank}, alpha {adapter.alpha:g} (scale {adapter.scale:g})"))
+    if adapter.modules and adapter.whole:
+        found.append(("trained whole", _shortened(whole_modules(adapter))))
+    found.append(("parameters", f"{sum(a.size for a in adapter.weights.values()):,}"))
+    if base:
+        found.append(("base", f"{base.get('name')} ({base.get('quantization')})"))
+    if told.get("imported"):
+        found.append(("imported", " ".join(_origin(told["imported"]))))
+    found += [(f"{name} rows", text) for name, text in _rows(told)]
+    if metrics:
+        found.append(("update", f"{metrics.get('update')} of {metrics.get('updates')}"))
+    losses = _losses(told)
+    if losses:
+        found.append(("validation loss", losses))
+    curve = _curve(told)
+    if len(curve) > 2:
+        found.append(("curve", sparkline([point[2] or point[1] for point in curve])))
+    found += _merged(told)
+    found += [(name, str(text)) for name, text in (told.get("versions") or {}).items()]
+    if not told:
+        found.append(("provenance", "none (not written by mlxlora)"))
+    return found
+
+
+def whole_modules(adapter: Described) -> list[str]:
+    """Paths of the modules that were trained whole."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in adapter.whole))
+
+
+def card(adapter: Described) -> str:
+    """README.md of the adapter's directory."""
+    told = adapter.provenance
+    rows = "\n".join(f"- {_text(f'{name}: {text}')}" for name, text in _rows(told))
+    sections = [
+        _front_matter(adapter),
+        f"# {_title(adapter)}\n\n{_summary(adapter)}",
+        _section("How to use it", _usage(adapter)),
+        _section("Trained on", rows),
+        _section("Merged", _table(["", ""], _merged(told))),
+        _section("Result", _result(told)),
+        _section("How", _table(["option", "value"], _options(adapter))),
+        _section("Weights", _table(["", ""], _hashes(adapter))),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """The values as a line of bars."""
+    real = [v for v in values if v is not None and math.isfinite(v)]
+    if not real:
+        return ""
+    low, spread = min(real), max(real) - min(real) or 1.0
+    top = len(BARS) - 1
+    return "".join(
+        BARS[round(top * (v - low) / spread)] if v is not None and math.isfinite(v) else " "
+        for v in values
+    )
+
+
+def _front_matter(adapter: Described) -> str:
+    """In YAML, by the Hub's own library; a base that is no Hub id is not named there."""
+    from huggingface_hub import ModelCardData
+
+    base = _base(adapter)
+    known = bool(base.get("revision")) and HUB_ID.fullmatch(str(base.get("name") or ""))
+    named = {"base_model": str(base["name"]), "base_model_relation": "adapter"} if known else {}
+    data = ModelCardData(
+        library_name="mlx",
+        pipeline_tag="text-generation",
+        tags=["mlx", "mlxlora", "lora" if adapter.modules else "full-fine-tune"],
+        **cast(Any, named),
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _title(adapter: Described) -> str:
+    name = _base(adapter).get("name")
+    what = {"full": "Every weight", "dora": "A DoRA adapter"}.get(adapter.method, "A LoRA adapter")
+    return f"{what} for {_text(name)}" if name else what
+
+
+def _summary(adapter: Described) -> str:
+    size = sum(array.size for array in adapter.weights.values())
+    sentences = [f"{size:,} trained parameters"]
+    if adapter.modules:
+        sentences[0] += f" over {len(adapter.modules)} layers of a frozen base model"
+    base = _base(adapter)
+    if base.get("quantization"):
+        told = str(base["quantization"])
+        sentences.append(f"the base is {'unquantized' if told == 'none' else f'at {_text(told)}'}")
+    losses = _losses(adapter.provenance)
+    if losses:
+        sentences.append(f"validation loss {losses}")
+    return "; ".join(sentences) + ". Written by mlxlora."
+
+
+def _usage(adapter: Described) -> str:
+    base = _text(_base(adapter).get("name") or "BASE")
+    word, quoted = shlex.quote(base), json.dumps(base)
+    blocks = [
+        "In the directory of this file, with mlxlora:",
+        _code("sh", f"mlxlora chat --model {word} --adapter ."),
+        _code(
+            "python",
+            "import mlxlora\n\n"
+            f"base = mlxlora.load({quoted})\n"
+            'mlxlora.attach(base, mlxlora.Adapter.load("."))',
+        ),
+    ]
+    if adapter.method != "full" and not adapter.whole:
+        blocks += [
+            "With mlx-lm:",
+            _code("sh", f'mlx_lm.generate --model {word} --adapter-path . --prompt "..."'),
+        ]
+    if adapter.method != "full":
+        blocks += [
+            "With PEFT, vLLM or llama.cpp, after",
+            _code("sh", f"mlxlora export --model {word} --adapter . --format peft --out peft"),
+            _code(
+                "python",
+                "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+                f"model = AutoModelForCausalLM.from_pretrained({quoted})\n"
+                'model = PeftModel.from_pretrained(model, "peft")',
+            ),
+        ]
+    return "\n\n".join(blocks)
+
+
+def _result(told: Mapping[str, Any]) -> str:
+    curve = _curve(told)
+    rows = [
+        (f"{update:,}", *("" if loss is None else f"{loss:.4f}" for loss in losses))
+        for update, *losses in _thinned(curve)
+    ]
+    if not rows:
+        return ""
+    drawn = sparkline([valid or train for _, train, valid in curve])
+    table = _table(["update", "training loss", "validation loss"], rows)
+    about = "Mean loss per supervised token"
+    return f"{about}, `{drawn}`:\n\n{table}" if len(curve) > 2 else f"{about}:\n\n{table}"
+
+
+def _options(adapter: Described) -> list[tuple[str, str]]:
+    run = adapter.provenance.get("run") or {}
+    rows = []
+    if adapter.modules:
+        rows.append(("rank", f"{adapter.rank}, alpha {adapter.alpha:g}, scale {adapter.scale:g}"))
+    metrics = adapter.provenance.get("metrics") or {}
+    if metrics.get("learning_rate"):
+        rows.append(("peak learning rate", f"{metrics['learning_rate']:g}"))
+    for table in ("lora", "train", "data"):
+        options = run.get(table)
+        for name, value in (options if isinstance(options, dict) else {}).items():
+            if value not in ("", 0, [], {}, "auto", None):
+                rows.append((f"{table}.{name}", _shortened(value)))
+    return rows
+
+
+def _hashes(adapter: Described) -> list[tuple[str, str]]:
+    told, base = adapter.provenance, _base(adapter)
+    named = {
+        "adapters.safetensors (SHA-256)": told.get("weights_sha256"),
+        "base, revision": base.get("revision"),
+        "base, weights": base.get("fingerprint"),
+        "base, tokenizer": base.get("tokenizer"),
+        "base, chat template": base.get("template"),
+        **(told.get("versions") or {}),
+    }
+    return [(name, str(value)) for name, value in named.items() if value]
+
+
+def _origin(imported: Mapping[str, str]) -> list[str]:
+    """Where an imported adapter is from, in words."""
+    words = [f"from {imported.get('path')} ({imported.get('format')})"]
+    return [*words, f"made for {imported['base']}"] if imported.get("base") else words
+
+
+def _base(adapter: Described) -> Mapping[str, Any]:
+    return adapter.provenance.get("base") or {}
+
+
+def _method(adapter: Described) -> str:
+    trained = ((adapter.provenance.get("run") or {}).get("lora") or {}).get("method")
+    return str(trained or adapter.method)
+
+
+def _rows(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    data = told.get("data") or {}
+    files = ((name, file or {}) for name, file in (data.get("files") or {}).items())
+    kind = data.get("format") or ""
+    return [(n, f"{file.get('rows') or 0:,} {kind} in {file.get('path')}") for n, file in files]
+
+
+def _merged(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How several adapters became this one, and what is known of each of them."""
+    merge = told.get("merge") or {}
+    chosen = [f"{key} {merge[key]:g}" for key in ("density", "seed") if merge.get(key) is not None]
+    found = [("merged by", ", ".join([str(merge.get("method")), *chosen]))] if merge else []
+    for number, parent in enumerate(merge.get("parents") or (), 1):
+        one, weight = parent or {}, (parent or {}).get("weight")
+        name = one.get("name") or "an adapter"
+        found.append((f"parent {number}", name if weight is None else f"{weight:g} times {name}"))
+        facts = [*_rows(one), ("validation loss", _losses(one))]
+        found += [(f"parent {number}, {label}", text) for label, text in facts if text]
+    return found
+
+
+def _losses(told: Mapping[str, Any]) -> str:
+    metrics = told.get("metrics") or {}
+    before, after = metrics.get("valid_loss_before"), metrics.get("valid_loss")
+    return "" if before is None or after is None else f"{before:.4f} before, {after:.4f} after"
+
+
+def _curve(told: Mapping[str, Any]) -> list[tuple[int, float | None, float | None]]:
+    """(update, training loss, validation loss) of the points that are told as such."""
+    points = told.get("curve")
+    found = []
+    for point in points if isinstance(points, list) else []:
+        if isinstance(point, list) and len(point) == 3 and isinstance(point[0], int):
+            losses = [x if isinstance(x, float | int) else None for x in point[1:]]
+            found.append((point[0], losses[0], losses[1]))
+    return found
+
+
+def _thinned(curve: Sequence[Any]) -> list[Any]:
+    """At most ROWS of them, the first and the last included."""
+    if len(curve) <= ROWS:
+        return list(curve)
+    return [curve[round(i * (len(curve) - 1) / (ROWS - 1))] for i in range(ROWS)]
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_text(cell) for cell in line) + " |" for line in lines)
+
+
+def _code(language: str, text: str) -> str:
+    return f"```{language}\n{text}\n```"
+
+
+def _shortened(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _text(value: Any) -> str:
+    """Words that stay words in Markdown, whatever a stranger put there."""
+    return re.sub(r"[^\w .,:;()/+=@%*'{}-]", "_", str(value))[:200].replace("*", r"\*")

@@ -38,7 +38,7 @@ def read(directory: str | Path, base: Base) -> Adapter:
         placed.faults.append("it adapts nothing")
     if placed.faults:
         raise AdapterError(_refusal(file, placed))
-    imported = {"format": "peft", "path": directory.name, "sha256": hash_file(file)}
+    imported = {"format": "peft", "path": place.name, "sha256": hash_file(file)}
     imported |= {"base": config.base, "peft_version": config.version}
     return _adapter(placed, {"base": base.identity.to_dict(), "imported": imported})
 

@@ -115,7 +115,7 @@ def test_tensors_scale_and_origin_are_those_of_the_file(dense, tmp_path):
     ],
 )
 def test_names_as_others_write_them(dense, tmp_path, names):
-    expected = read(peft_dir(tmp_path / "p", factors()), dense)
+    expected = read(str(peft_dir(tmp_path / "p", factors())), dense)
     found = read(peft_dir(tmp_path / "other", factors(**names)), dense)
     assert same(found, expected)
 
@@ -598,6 +598,8 @@ def test_configs_that_cannot_be_used_are_refused_by_field(dense, tmp_path, confi
         ({f"{Q}.weight": numbers(64, 64)}, "q_proj.weight: whole weights can be imported"),
         ({f"{EMBED}.weight": numbers(300, 64)}, r"adapter \(300, 64\), base \(259, 64\)"),
         ({f"{Q}.lora_A.weight": numbers(4, 64) * float("nan")}, r"NaN or infinity"),
+        ({f"{Q}.base_layer.weight": numbers(64, 64)}, "of neither the embedding nor the head"),
+        ({"": numbers(2)}, "mlxlora does not know what this is"),
         ({f"{Q}.lora_A.weight": mx.ones((4, 64), mx.int32)}, "of type I32, not floating"),
     ],
 )
@@ -624,6 +626,16 @@ def test_modules_that_the_base_does_not_have_are_named(dense, tmp_path, path, sa
     with pytest.raises(AdapterError, match=says) as told:
         read(peft_dir(tmp_path / "p", tensors, target_modules=targets), dense)
     assert "It was made for someone/Tiny" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "path", [f"{SWITCH}.q_proj", f"{SWITCH}.gate_proj", "model.layers.0.mlp.experts.9.gate_proj"]
+)
+def test_stacked_experts_are_no_linear_layer(experts, tmp_path, path):
+    tensors = factors(widths={path: (64, 64)})
+    targets = ["q_proj", "gate_proj"]
+    with pytest.raises(AdapterError, match=r"no such layer|adapter expert 9 of 64 x 64, base 4 of"):
+        read(peft_dir(tmp_path / "p", tensors, target_modules=targets), experts)
 
 
 def test_two_adapters_in_one_file_are_refused(dense, tmp_path):

@@ -44,6 +44,7 @@ SIZES = {
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 # What transformers 5 writes into config.json by other names than mlx-lm reads.
 OLD_NAMES = {
+    "vocab_size": 260,
     "rope_theta": 10000.0,
     "rotary_emb_base": 10000,
     "rotary_pct": 0.25,
@@ -77,6 +78,16 @@ FAMILIES = {
     },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
+# The language model of a model that also sees.
+SEEING = {
+    "text_config": {**SIZES, **FAMILIES["gemma3_text"]},
+    "vision_config": {
+        **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+    },
+    **{"image_token_index": 259, "boi_token_index": 258, "eoi_token_index": 257},
+    "mm_tokens_per_image": 4,
+}
 DIFFERENCES: dict[str, dict[str, float]] = {}  # what was tried -> direction -> difference
 
 
@@ -97,20 +108,26 @@ def pairs(tmp_path_factory):
     def pair(family: str):
         if family not in made:
             path = tmp_path_factory.mktemp("bases") / family
-            options = copy.deepcopy({**SIZES, **FAMILIES[family]})  # transformers writes into it
+            options = SEEING if family == "gemma3" else {**SIZES, **FAMILIES[family]}
+            options = copy.deepcopy(options)  # transformers writes into it
             config = transformers.AutoConfig.for_model(family, **options)
             torch.manual_seed(1)
-            model = transformers.AutoModelForCausalLM.from_config(config)
+            kind = transformers.AutoModelForCausalLM
+            if family == "gemma3":
+                kind = transformers.AutoModelForImageTextToText
+            model = kind.from_config(config)
             with torch.no_grad():  # larger than at birth, so that every part matters
                 for parameter in model.parameters():
                     parameter.add_(torch.randn_like(parameter) * 0.1)
             model.save_pretrained(path)
             written = json.loads((path / "config.json").read_text())
-            (path / "config.json").write_text(json.dumps({**written, **OLD_NAMES}))
+            for part in (written, written.get("text_config", {})):
+                part |= OLD_NAMES
+            (path / "config.json").write_text(json.dumps(written))
             write_tokenizer(path, None)
             if family == "gpt2":
                 as_published(path / "model.safetensors")
-            theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            theirs = kind.from_pretrained(path, dtype=torch.float32)
             made[family] = load(path), theirs
         base, theirs = made[family]
         detach(base.model)
@@ -206,6 +223,14 @@ def test_every_linear_layer_both_ways(pairs, family, tmp_path):
     assert difference(our_logits(base.model), their_logits(theirs)) < 1e-4
     assert imported(base, theirs, tmp_path / "made", family, r=4, lora_alpha=8, **targets) < 1e-4
     assert exported(*pairs(family), tmp_path / "written", family) < 1e-4
+
+
+def test_the_language_model_of_a_model_that_sees_both_ways(pairs, tmp_path):
+    base, theirs = pairs("gemma3")
+    assert difference(our_logits(base.model), their_logits(theirs)) < 1e-4
+    targets = {"target_modules": r".*language_model.*_proj"}
+    assert imported(base, theirs, tmp_path / "made", "gemma3", r=4, lora_alpha=8, **targets) < 1e-4
+    assert exported(*pairs("gemma3"), tmp_path / "written", "gemma3") < 1e-4
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])

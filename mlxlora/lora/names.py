@@ -23,7 +23,7 @@ BLOCKS = {"layers", "h", "blocks"}  # what families call the list of their block
 HEADS = ("lm_head", "embed_out")
 GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
 OLD_EXPERTS = {"w1": GATE, "w3": UP, "w2": DOWN}  # Mixtral's names, and of those after it
-ONE_EXPERT = re.compile(r"(?P<container>.+\.experts)\.(?P<number>\d+)\.(?P<leaf>\w+)")
+ONE_EXPERT = re.compile(r"(?P<container>.+\.experts)\.(?P<number>\d{1,9})\.(?P<leaf>\w+)")
 
 # Families whose experts transformers names one by one, in files at least: those of mlx-lm that
 # stack them when they are loaded.

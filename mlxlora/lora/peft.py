@@ -17,6 +17,7 @@ from mlxlora.lora.peft_config import read_peft_config
 from mlxlora.lora.peft_outer import place_outer
 from mlxlora.lora.peft_place import Placed, place_modules
 from mlxlora.lora.peft_tensors import find_weights, read_tensors
+from mlxlora.lora.targets import natural
 from mlxlora.lora.updates import common, tensors
 from mlxlora.readers import expanded
 
@@ -37,7 +38,7 @@ def read(directory: str | Path, base: Base) -> Adapter:
         placed.faults.append("it adapts nothing")
     if placed.faults:
         raise AdapterError(_refusal(file, placed))
-    imported = {"format": "peft", "path": Path(directory).name, "sha256": hash_file(file)}
+    imported = {"format": "peft", "path": place.name, "sha256": hash_file(file)}
     imported |= {"base": config.base, "peft_version": config.version}
     return _adapter(
         placed,
@@ -52,8 +53,9 @@ def _adapter(placed: Placed, provenance: dict[str, dict[str, str]]) -> Adapter:
     """One rank and one scale: smaller ranks are padded, and other scales are in B."""
     rank, scale = common(placed.updates.values())
     weights = dict(placed.whole)
-    for path, update in placed.updates.items():
-        weights |= tensors(path, placed.names.modules[path], update.at(rank, scale))
+    for path in sorted(placed.updates, key=natural):
+        update = placed.updates[path].at(rank, scale)
+        weights |= tensors(path, placed.names.modules[path], update)
     return Adapter(
         "dora" if placed.config.dora else "lora",
         weights,

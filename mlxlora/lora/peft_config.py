@@ -104,8 +104,8 @@ class PeftConfig:
         return _chosen(name, self.parameters)
 
     def _in_blocks(self, name: str) -> bool:
-        patterns = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in self.blocks_pattern]
-        found = (re.match(p, name) for p in patterns or [r".*?\.[^.]*\.(\d+)\."])
+        patterns = [rf"(?:^|.*?\.){p}\.(\d{{1,9}})\." for p in self.blocks_pattern]
+        found = (re.match(p, name) for p in patterns or [r".*?\.[^.]*\.(\d{1,9})\."])
         number = next((m.group(1) for m in found if m), None)
         return number is not None and int(number) in self.blocks
 

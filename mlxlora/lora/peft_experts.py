@@ -48,7 +48,13 @@ def fused(a: mx.array, b: mx.array, block: Mapping[str, nn.Module], version: str
     block: the stacked gate_proj, up_proj and down_proj. version of PEFT that wrote it, or "".
     """
     count, inner, hidden = weight_shape(block[GATE])
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] % count:
+    if (
+        a.ndim != 2
+        or b.ndim != 2
+        or a.shape[0] != b.shape[1]
+        or not a.shape[0]
+        or a.shape[0] % count
+    ):
         return f"lora_A {a.shape} and lora_B {b.shape} are no factors of {count} experts"
     inside, outside = a.shape[1], b.shape[0]
     wanted = {FUSED: (hidden, 2 * inner), DOWN: (inner, hidden)}

@@ -34,7 +34,7 @@ def _place_whole(placed: Placed, name: str, array: mx.array) -> None:
     path = placed.names.here(module, array.shape)
     if path is None and placed.is_missing_head(module):
         placed.heads[name] = array
-    elif path is None or not (path == placed.names.embedding or is_head(path)):
+    elif path is None or not _is_outer(placed, path):
         placed.faults.append(
             f"{name}: whole weights can be imported of the embedding and the head alone"
         )
@@ -76,9 +76,9 @@ def _place_beneath(placed: Placed, name: str, saved: mx.array) -> None:
     If some rows are not the base's (those of new tokens), it and the factors are a whole weight.
     """
     path = placed.names.here(name, saved.shape)
-    if path is None:
+    if path is None or not _is_outer(placed, path) or placed.names.rewritten(path):
         if not placed.is_missing_head(name):
-            placed.faults.append(f"{name}.base_layer.weight: the base has no such layer")
+            placed.faults.append(f"{name}.base_layer.weight: of neither the embedding nor the head")
         return
     module = placed.names.modules[path]
     if saved.shape != weight_shape(module):
@@ -98,6 +98,10 @@ def _place_beneath(placed: Placed, name: str, saved: mx.array) -> None:
         saved = saved + update.scale * (update.left @ update.right)
         del placed.updates[path]
     placed.whole[f"{path}.weight"] = saved
+
+
+def _is_outer(placed: Placed, path: str) -> bool:
+    return path == placed.names.embedding or is_head(path)
 
 
 def _check_tied(placed: Placed) -> None:

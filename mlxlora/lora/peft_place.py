@@ -72,7 +72,7 @@ def _place_module(placed: Placed, name: str, found: Found) -> None:
     path = placed.names.here(name, (update.left.shape[0], update.right.shape[1]))
     if path is None and placed.is_missing_head(name):
         placed.heads[name] = update
-    elif path is None:
+    elif path is None or len(weight_shape(placed.names.modules[path])) != 2:
         placed.fault(found, "the base has no such layer")
     elif placed.names.rewritten(path):
         placed.fault(found, "mlx-lm has other numbers in this layer's weight than transformers")

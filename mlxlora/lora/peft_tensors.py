@@ -125,6 +125,8 @@ def _add_factor(
 
 def _add_other(found: Tensors, parts: list[str], array: mx.array) -> str:
     """Put a tensor that is no factor in its place; returns what is wrong with it, or ''."""
+    if not parts:
+        return "mlxlora does not know what this is"
     if _COPIES & set(parts):
         return ""
     if TOKENS in parts:

@@ -157,9 +157,9 @@ def _packed_product(layer: nn.Module, x: mx.array, transpose: bool) -> mx.array:
 
 def _packed(layer: nn.Module, rows: int) -> bool:
     """Whether so many rows are multiplied with the packed weight."""
-    if type(layer) not in _WIDE.values():
+    if not isinstance(layer, _WIDE_KINDS):
         return True
-    return rows < MANY_ROWS and "_kept" not in layer
+    return bool(rows < MANY_ROWS and layer.get("_kept") is None)
 
 
 def _wide(layer: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
@@ -205,6 +205,7 @@ _WIDE: dict[type, type[nn.Module]] = {
     nn.QuantizedEmbedding: WideQuantizedEmbedding,
     QuantizedSwitchLinear: WideQuantizedSwitchLinear,
 }
+_WIDE_KINDS: tuple[type[nn.Module], ...] = tuple(_WIDE.values())
 
 
 _UNQUANTIZED: dict[type, type[nn.Module]] = {

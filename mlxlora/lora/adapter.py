@@ -52,6 +52,7 @@ class Adapter:
     dropout: float = 0.0
     blocks: int = 0  # of the base, for mlx-lm's num_layers
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    home: Path | None = field(default=None, compare=False)  # the directory it was read from
 
     @property
     def alpha(self) -> float:
@@ -108,7 +109,8 @@ class Adapter:
                 )
         check_numbers(file, header)
         weights = cast(dict[str, mx.array], mx.load(str(file)))
-        return cls._from_config(directory, config, weights, provenance)
+        adapter = cls._from_config(directory, config, weights, provenance)
+        return dataclasses.replace(adapter, home=directory)
 
     @classmethod
     def _from_config(

@@ -33,6 +33,7 @@ from mlxlora.data.batches import pack, pad
 from mlxlora.errors import ConfigError
 from mlxlora.export.fuse import fuse
 from mlxlora.export.quantize import quantize
+from mlxlora.export.streamed import logits_at
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach, detach
 from mlxlora.lora.fresh import collect, new_layers
@@ -138,8 +139,19 @@ def test_the_saved_adapter_does_the_same_in_a_fresh_base_and_in_mlx_lm(trained):
 
 
 def test_the_fused_model_says_the_same(trained, tmp_path):
-    fuse(trained.base, Adapter.load(trained.adapter), tmp_path / "fused")
+    fuse(trained.base, Adapter.load(trained.adapter), tmp_path / "fused", proof=None)
     assert worst(opened(tmp_path / "fused")(TOKENS), trained.logits) < 1e-4
+
+
+def test_run_block_by_block_from_the_disk_it_says_the_same(trained):
+    def lazily():
+        model = opened(trained.base)
+        attach(model, Adapter.load(trained.adapter))
+        return model
+
+    places = mx.arange(0, TOKENS.size, 2)
+    wanted = trained.logits.reshape(TOKENS.size, -1)[places]
+    assert worst(logits_at(lazily, TOKENS, places), wanted) < 1e-5
 
 
 def test_detached_it_is_the_base_again(trained):
@@ -247,7 +259,7 @@ def test_over_a_quantized_base_too(family, changes, also, tmp_path):
     fresh = opened(tmp_path / "base")
     attach(fresh, adapter)
     assert mx.array_equal(fresh(TOKENS), logits)
-    fuse(tmp_path / "base", adapter, tmp_path / "fused", bits="none")
+    fuse(tmp_path / "base", adapter, tmp_path / "fused", "none", proof=None)
     fused = opened(tmp_path / "fused")
     assert not any("scales" in module for module in fused.modules())
     assert worst(fused(TOKENS), logits) < 1e-4
@@ -259,7 +271,7 @@ def test_a_base_of_which_some_layers_are_not_quantized_is_fused(tmp_path):
     model = opened(tmp_path / "base")
     adapt(model)
     logits = model(TOKENS)
-    fuse(tmp_path / "base", collect(model, CONFIG, {}), tmp_path / "fused")
+    fuse(tmp_path / "base", collect(model, CONFIG, {}), tmp_path / "fused", proof=None)
     down, up = (opened(tmp_path / "fused").layers[0].mlp[name] for name in ("down_proj", "up_proj"))
     assert "scales" not in down and up.bits == 8
     assert worst(opened(tmp_path / "fused")(TOKENS), logits) < 5e-2

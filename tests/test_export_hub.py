@@ -20,8 +20,8 @@ import mlxlora
 from mlxlora.cli import app
 from mlxlora.errors import AdapterError, ExportError, MlxLoraError, ModelError
 from mlxlora.export import hub as export_hub
+from mlxlora.export import shards as writer
 from mlxlora.export.hub import pull, push
-from mlxlora.export.shards import write_model as write_shards
 from mlxlora.lora.adapter import Adapter
 from mlxlora.skeleton import open_skeleton
 
@@ -55,12 +55,14 @@ def model(dense_path, adapter, tmp_path):
 
 
 @pytest.fixture
-def sharded(dense, dense_path, tmp_path):
+def sharded(dense, dense_path, tmp_path, monkeypatch):
     """A model in several files, and their names."""
     out = tmp_path / "sharded"
     tensors = iter(tree_flatten(dense.model.parameters()))
-    write_shards(out, tensors, json.loads((dense_path / "config.json").read_text()), dense_path,
-                 0, shard_bytes=100_000)  # fmt: skip
+    config = json.loads((dense_path / "config.json").read_text())
+    with monkeypatch.context() as small:
+        small.setattr(writer, "SHARD_BYTES", 100_000)
+        writer.write_model(out, tensors, config, dense_path, 0)
     return out, sorted(file.name for file in out.glob("model-*.safetensors"))
 
 

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import mlx.core as mx
 import pytest
@@ -8,13 +9,14 @@ from mlx_lm import load as mlx_lm_load
 from mlxlora.base import load
 from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError, ExportError
+from mlxlora.export import fuse as writer
 from mlxlora.export import shards
-from mlxlora.export.fuse import fuse
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import detach
 from mlxlora.lora.fresh import collect, new_layers, prepare_full
 
 TOKENS = mx.array([[1, 2, 3, 4, 5, 6]])
+fuse = partial(writer.fuse, proof=None)  # random adapters gain nothing; test_proof.py measures
 
 
 def adapted(base, **lora):
@@ -30,8 +32,7 @@ def adapted(base, **lora):
 def test_an_unquantized_base_is_fused_exactly(name, request, tmp_path):
     base = request.getfixturevalue(name)
     adapter, logits = adapted(base, targets=("all-linear", "embed_tokens"))
-    done = fuse(base, adapter, tmp_path / "fused")
-    assert done.worst_error < 1e-4
+    fuse(base, adapter, tmp_path / "fused")
     model, _ = mlx_lm_load(str(tmp_path / "fused"))
     assert worst(model(TOKENS), logits) < 1e-4
 
@@ -54,16 +55,6 @@ def test_a_quantized_base_is_fused_at_the_bits_wished_for(quantized, tmp_path, b
         assert layer.bits == wanted
         assert model.model.embed_tokens.bits == 4
     assert done.layers == 14
-
-
-def test_errors_fall_with_the_bits_and_are_measured_against_the_delta(quantized, tmp_path):
-    adapter, _ = adapted(quantized)
-    errors = [
-        fuse(quantized, adapter, tmp_path / str(bits), bits).mean_error
-        for bits in (4, 6, 8, "none")
-    ]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[0] > 0.1 > errors[-1]
 
 
 def test_fusing_is_mlx_lm_s_fusing(dense, tmp_path):
@@ -90,7 +81,7 @@ def test_a_full_adapter_replaces_the_weights(dense, tmp_path):
 
 def test_shards_are_bounded_listed_and_load(dense, tmp_path, monkeypatch):
     adapter, logits = adapted(dense)
-    monkeypatch.setattr(shards.write_model, "__defaults__", (100_000,))
+    monkeypatch.setattr(shards, "SHARD_BYTES", 100_000)
     fuse(dense, adapter, tmp_path / "fused")
     files = sorted(f.name for f in (tmp_path / "fused").glob("*.safetensors"))
     assert len(files) > 3
@@ -110,7 +101,7 @@ def test_the_tokenizer_and_template_are_copied_byte_for_byte(dense, tmp_path):
 
 def test_memory_stays_at_one_shard(dense, tmp_path, monkeypatch):
     """MLX's peak while fusing, against the size of the model."""
-    monkeypatch.setattr(shards.write_model, "__defaults__", (40_000,))
+    monkeypatch.setattr(shards, "SHARD_BYTES", 40_000)
     adapter, _ = adapted(dense)
     path, total = (
         dense.path,

@@ -63,7 +63,7 @@ def test_saved_attached_and_fused_it_is_the_same_model(method, name, targets, re
     adapter = Adapter.load(tmp_path / "a")
     attach(base, adapter)
     assert worst(base.model(TOKENS), logits) < 2e-5
-    fuse(base.path, adapter, tmp_path / "fused", "none")
+    fuse(base.path, adapter, tmp_path / "fused", "none", proof=None)
     assert worst(load(tmp_path / "fused").model(TOKENS), logits) < 1e-4
 
 

@@ -35,6 +35,23 @@ def test_adapters_act_on_every_layer_head_included(quantized_path):
     assert worst(logits_at(opened, INPUTS, PLACES), wanted) < 1e-5
 
 
+def test_places_are_chosen_once(dense_path):
+    """One row, and as many places as it has tokens, in another order."""
+    config = LoraConfig(rank=4, targets=("embed_tokens",))
+    base = load(dense_path)
+    new_layers(base.model, config, 0)
+    adapter = collect(base.model, config, {})
+    places = mx.array([4, 3, 2, 1, 0])
+
+    def opened():
+        model = open_base(dense_path).model
+        attach(model, adapter)
+        return model
+
+    wanted = load(dense_path).model(INPUTS[:1])[0][places]
+    assert worst(logits_at(opened, INPUTS[:1], places), wanted) < 1e-5
+
+
 def test_blocks_let_go_of_their_weights(dense_path):
     total = sum(a.nbytes for a in mx.load(str(dense_path / "model.safetensors")).values())
     block = total // 3

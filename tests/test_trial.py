@@ -55,7 +55,7 @@ def test_named_rows_come_first_and_faults_are_told(dense, trained, tmp_path):
     with pytest.raises(DataError, match="no data at"):
         trial(dense.tokenizer, trained, DataConfig(path=str(tmp_path / "none.jsonl")))
     long = write_rows(tmp_path / "long.jsonl", [{"prompt": "a" * 99, "completion": "b"}])
-    with pytest.raises(DataError, match="no row of long.jsonl has a token"):
+    with pytest.raises(DataError, match=r"no row of long\.jsonl has a token"):
         trial(dense.tokenizer, trained, DataConfig(path=str(long), max_length=20))
 
 

@@ -2,29 +2,34 @@
 
 Over a quantized base the touched layers must be rounded again, and rounding to few bits can
 erase what was trained: it moves weights by more than the delta does. So the default keeps
-touched layers at TOUCHED_BITS, and the rounding error is measured against the delta and
-reported.
+touched layers at TOUCHED_BITS, and what is written is measured against base + adapter before it
+takes its place (proof.py).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxlora.base import Base
+from mlxlora.base import Base, open_frozen
 from mlxlora.errors import ExportError
+from mlxlora.export.card import card
+from mlxlora.export.fidelity import Fidelity
 from mlxlora.export.merged import Layer, Merged
+from mlxlora.export.proof import FILE, PROOF, Proof
 from mlxlora.export.shards import write_model
 from mlxlora.files import refuse_existing
-from mlxlora.lora.adapter import Adapter
+from mlxlora.lora.adapter import CARD, Adapter
 from mlxlora.quantized import QUANTIZED
 
 Bits = Literal["default", "keep", "none"] | int
 TOUCHED_BITS = 8  # of touched layers, by default, over a base with fewer
 WEIGHT_BITS = (4, 5, 6, 8)
+REMEDY = "--bits 8 keeps more, --bits none everything"
 
 
 @dataclass
@@ -35,11 +40,7 @@ class Fused:
     bytes: int = 0
     layers: int = 0
     bits: str = ""  # of the touched layers
-    # Largest over layers of ||written - (W + delta)|| / ||delta||: 1 means that rounding
-    # moved the weights as far as training did.
-    worst_error: float = 0.0
-    mean_error: float = 0.0
-    errors: list[float] = field(default_factory=list, repr=False)
+    fidelity: Fidelity | None = None
 
 
 def fuse(
@@ -48,6 +49,7 @@ def fuse(
     out: str | Path,
     bits: Bits = "default",
     *,
+    proof: Proof | None = PROOF,
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> Fused:
@@ -56,20 +58,36 @@ def fuse(
     bits, for a quantized base: "keep" rounds touched layers like the base, a number rounds
     them to so many bits, "none" writes the whole model unquantized, "default" is
     TOUCHED_BITS. For an unquantized base only "keep" and "none", which are the same, or
-    "default". Peak memory is one shard and one layer. Raises ExportError, AdapterError.
+    "default". proof: what it is measured by (None: not at all). Peak memory is one shard and
+    one layer. Raises ExportError, also for a model that is not what was trained; AdapterError.
     """
     refuse_existing(Path(out))
     merged = Merged.of(model, adapter, force=force, trust_remote_code=trust_remote_code)
     plan = _Plan(merged, _resolve(bits, merged.quantization))
     result = Fused(path=str(out), layers=len(merged.layers), bits=plan.describe())
-    tensors = plan.tensors(result)
+
+    def finish(directory: Path) -> None:
+        if proof is not None:
+            again = Merged(merged.source, adapter, trust_remote_code=trust_remote_code)
+            opened = partial(written, directory, trust_remote_code)
+            result.fidelity = proof.of(again, opened, directory / FILE, REMEDY)
+        text = card(adapter, f"fused, {result.bits}", "mlx", result.fidelity)
+        (directory / CARD).write_text(text, "utf-8")
+
     result.bytes = write_model(
-        Path(out), tensors, plan.config(), merged.source, plan.expected_bytes()
+        Path(out),
+        plan.tensors(),
+        plan.config(),
+        merged.source,
+        plan.expected_bytes(),
+        finish=finish,
     )
-    if result.errors:
-        result.worst_error = max(result.errors)
-        result.mean_error = sum(result.errors) / len(result.errors)
     return result
+
+
+def written(directory: Path, trust_remote_code: bool = False) -> nn.Module:
+    """The model in a directory, its weights not read yet, for a proof."""
+    return open_frozen(directory, trust_remote_code)[0]
 
 
 def _resolve(bits: Bits, quantization: dict[str, Any] | None) -> Bits:
@@ -128,30 +146,23 @@ class _Plan:
         target = 16 if self.bits == "none" else int(self.bits)
         return int(self.merged.bytes * target / self.merged.quantization["bits"])
 
-    def tensors(self, result: Fused) -> Iterator[tuple[str, mx.array]]:
+    def tensors(self) -> Iterator[tuple[str, mx.array]]:
         """Every tensor to write, in the model's order; nothing is kept once handed out."""
         for piece in self.merged.walk(unpack=self.bits == "none"):
             if not isinstance(piece, Layer):
                 yield piece
                 continue
-            written, seen = self._rounded(piece)
-            if piece.touched:
-                moved = mx.linalg.norm(piece.weight - piece.before)
-                error = mx.linalg.norm(seen - piece.weight) / mx.maximum(moved, 1e-30)
-                result.errors.append(cast(float, error.item()))
-            written |= piece.rest
+            parts = self._rounded(piece) | piece.rest
             path = piece.path
-            del piece, seen
-            for leaf in list(written):
-                yield f"{path}.{leaf}", written.pop(leaf)
+            del piece
+            for leaf in list(parts):
+                yield f"{path}.{leaf}", parts.pop(leaf)
 
-    def _rounded(self, layer: Layer) -> tuple[dict[str, mx.array], mx.array]:
-        """(the tensors to write, the float32 weight that a reader of them sees)."""
+    def _rounded(self, layer: Layer) -> dict[str, mx.array]:
+        """The tensors to write."""
         weight = layer.weight.astype(layer.dtype)
         if not isinstance(layer.module, QUANTIZED) or self.bits == "none":
-            return {"weight": weight}, weight.astype(mx.float32)
+            return {"weight": weight}
         settings = self._settings(layer.module)
         names = ("weight", "scales", "biases")  # biases only in affine mode
-        parts = dict(zip(names, mx.quantize(weight, **settings), strict=False))
-        seen = mx.dequantize(parts["weight"], parts["scales"], parts.get("biases"), **settings)
-        return parts, seen.astype(mx.float32)
+        return dict(zip(names, mx.quantize(weight, **settings), strict=False))

@@ -6,7 +6,7 @@ shard. The directory appears whole or not at all.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ def write_model(
     config: dict[str, Any],
     source: Path,
     expected_bytes: int,
-    shard_bytes: int = SHARD_BYTES,
+    finish: Callable[[Path], None] = lambda directory: None,
 ) -> int:
     """Write a model that mlx-lm loads; return the bytes of its tensors.
 
-    source is the base's directory, for tokenizer, template and generation config. Raises
-    ExportError if directory exists or the disk has no room for expected_bytes.
+    source is the base's directory, for tokenizer, template and generation config. finish is
+    called with the directory when all is in it and it has not got its name yet; if it raises,
+    nothing is left. Raises ExportError if directory exists or the disk has no room for
+    expected_bytes.
     """
     refuse_existing(directory)
     with atomic_directory(directory) as temporary:
@@ -44,9 +46,10 @@ def write_model(
                 f"{directory} needs about {expected_bytes / 1e9:.1f} GB and the disk has "
                 f"{free / 1e9:.1f} GB free"
             )
-        sizes = _write_shards(temporary, tensors, shard_bytes)
+        sizes = _write_shards(temporary, tensors)
         write_json(temporary / "config.json", dict(sorted(config.items())))
         copy_companions(source, temporary)
+        finish(temporary)
     return sum(sizes.values())
 
 
@@ -65,16 +68,14 @@ def taken_tensors(model: nn.Module) -> dict[str, mx.array]:
     return tensors
 
 
-def _write_shards(
-    directory: Path, tensors: Iterator[tuple[str, mx.array]], shard_bytes: int
-) -> dict[str, int]:
+def _write_shards(directory: Path, tensors: Iterator[tuple[str, mx.array]]) -> dict[str, int]:
     """Returns tensor name -> bytes. Shards get their final names once their number is known."""
     sizes: dict[str, int] = {}
     homes: dict[str, int] = {}
     shard: dict[str, mx.array] = {}
     held = count = 0
     for name, array in tensors:
-        if shard and held + array.nbytes > shard_bytes:
+        if shard and held + array.nbytes > SHARD_BYTES:
             _write_shard(directory, count, shard)
             held, count = 0, count + 1
         mx.eval(array)

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxlora.lora.layers import EMBEDDING, LINEAR, LowRank
+from mlxlora.lora.layers import EMBEDDING, LINEAR, LowRank, weight_shape
 
 Own = Callable[..., Any]  # a module's own method
 Around = Callable[..., Any]  # (module, own, what it is called with...) -> the answer
@@ -78,10 +78,13 @@ def _logits(
     modules = dict(model.named_modules())
     blocks = list({id(block): block for block in model.layers}.values())
     inside = {id(module) for block in blocks for module in block.modules()}
-    outside = [m for m in modules.values() if id(m) not in inside]
-    heads = [m for m in outside if isinstance(m, (*LINEAR, LowRank)) and not _embeds(m)]
-    tied = [m for m in outside if _embeds(m)]
+    products = (*LINEAR, *EMBEDDING, LowRank)
+    outside = [m for m in modules.values() if id(m) not in inside and isinstance(m, products)]
+    vocabulary = max(map(_answers, outside))
+    heads = [m for m in outside if _answers(m) == vocabulary and not _embeds(m)]
+    tied = [m for m in outside if _answers(m) == vocabulary and _embeds(m)]
     done: set[int] = set()
+    chosen = False
 
     def block_(block: nn.Module, own: Own, *given: Any, **options: Any) -> Any:
         if letting_go and id(block) in done:
@@ -94,8 +97,9 @@ def _logits(
         return answer
 
     def head(module: nn.Module, own: Own, x: mx.array, *rest: Any) -> Any:
-        # After the blocks every place goes its own way, so the others need not go on.
-        if len(done) == len(blocks) and x.shape[:2] == inputs.shape:
+        nonlocal chosen  # once, though a low-rank head and the base in it both come by here
+        if len(done) == len(blocks) and x.shape[:2] == inputs.shape and not chosen:
+            chosen = True
             x = x.reshape(-1, x.shape[-1])[positions][None]
         return own(x, *rest)
 
@@ -103,12 +107,17 @@ def _logits(
     called += [(block, block_) for block in blocks] + [(module, head) for module in heads]
     with answering(called), answering([(module, head) for module in tied], "as_linear"):
         logits = model(inputs)
-    if logits.shape[:2] == inputs.shape:
+    if not chosen:
         logits = logits.reshape(-1, logits.shape[-1])[positions]
     logits = logits.reshape(len(positions), -1).astype(mx.float32)
     mx.eval(logits)
     forget(model)
     return logits
+
+
+def _answers(module: nn.Module) -> int:
+    """The numbers that a product has for each of its inputs."""
+    return weight_shape(module.base if isinstance(module, LowRank) else module)[-2]
 
 
 def _embeds(module: nn.Module) -> bool:

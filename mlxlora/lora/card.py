@@ -8,12 +8,12 @@ put where it can be nothing but text.
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from mlxlora.hub_files import HUB_ID
+from mlxlora.lora.markdown import code, joined, plain, section, table
 
 ROWS = 12  # of the curve's table, at most
 BARS = "▁▂▃▄▅▆▇█"
@@ -77,19 +77,26 @@ def whole_modules(adapter: Described) -> list[str]:
 
 def card(adapter: Described) -> str:
     """README.md of the adapter's directory."""
-    told = adapter.provenance
-    rows = "\n".join(f"- {_text(f'{name}: {text}')}" for name, text in _rows(told))
-    sections = [
-        _front_matter(adapter),
+    kind = "lora" if adapter.modules else "full-fine-tune"
+    return joined(
+        front_matter(adapter, "adapter", "mlx", kind),
         f"# {_title(adapter)}\n\n{_summary(adapter)}",
-        _section("How to use it", _usage(adapter)),
-        _section("Trained on", rows),
-        _section("Merged", _table(["", ""], _merged(told))),
-        _section("Result", _result(told)),
-        _section("How", _table(["option", "value"], _options(adapter))),
-        _section("Weights", _table(["", ""], _hashes(adapter))),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+        section("How to use it", _usage(adapter)),
+        training(adapter),
+        section("Weights", table(["", ""], _hashes(adapter))),
+    )
+
+
+def training(adapter: Described) -> str:
+    """The sections on what it was trained on, how, and how well it turned out."""
+    told = adapter.provenance
+    rows = "\n".join(f"- {plain(f'{name}: {found}')}" for name, found in _rows(told))
+    return joined(
+        section("Trained on", rows),
+        section("Merged", table(["", ""], _merged(told))),
+        section("Result", _result(told)),
+        section("How", table(["option", "value"], _options(adapter))),
+    ).rstrip()
 
 
 def sparkline(values: Sequence[float | None]) -> str:
@@ -105,26 +112,29 @@ def sparkline(values: Sequence[float | None]) -> str:
     )
 
 
-def _front_matter(adapter: Described) -> str:
-    """In YAML, by the Hub's own library; a base that is no Hub id is not named there."""
+def front_matter(adapter: Described, relation: str, library: str, *tags: str) -> str:
+    """In YAML, by the Hub's own library; a base that is no Hub id is not named there.
+
+    relation: to the base, in the Hub's words; library: that loads it.
+    """
     from huggingface_hub import ModelCardData
 
-    base = _base(adapter)
+    base = base_of(adapter)
     known = bool(base.get("revision")) and HUB_ID.fullmatch(str(base.get("name") or ""))
-    named = {"base_model": str(base["name"]), "base_model_relation": "adapter"} if known else {}
+    named = {"base_model": str(base["name"]), "base_model_relation": relation} if known else {}
     data = ModelCardData(
-        library_name="mlx",
+        library_name=library,
         pipeline_tag="text-generation",
-        tags=["mlx", "mlxlora", "lora" if adapter.modules else "full-fine-tune"],
+        tags=[library, "mlxlora", *tags],
         **cast(Any, named),
     )
     return f"---\n{data.to_yaml()}\n---"
 
 
 def _title(adapter: Described) -> str:
-    name = _base(adapter).get("name")
+    name = base_of(adapter).get("name")
     what = {"full": "Every weight", "dora": "A DoRA adapter"}.get(adapter.method, "A LoRA adapter")
-    return f"{what} for {_text(name)}" if name else what
+    return f"{what} for {plain(name)}" if name else what
 
 
 def _summary(adapter: Described) -> str:
@@ -132,10 +142,10 @@ def _summary(adapter: Described) -> str:
     sentences = [f"{size:,} trained parameters"]
     if adapter.modules:
         sentences[0] += f" over {len(adapter.modules)} layers of a frozen base model"
-    base = _base(adapter)
+    base = base_of(adapter)
     if base.get("quantization"):
         told = str(base["quantization"])
-        sentences.append(f"the base is {'unquantized' if told == 'none' else f'at {_text(told)}'}")
+        sentences.append(f"the base is {'unquantized' if told == 'none' else f'at {plain(told)}'}")
     losses = _losses(adapter.provenance)
     if losses:
         sentences.append(f"validation loss {losses}")
@@ -143,12 +153,12 @@ def _summary(adapter: Described) -> str:
 
 
 def _usage(adapter: Described) -> str:
-    base = _text(_base(adapter).get("name") or "BASE")
+    base = plain(base_of(adapter).get("name") or "BASE")
     word, quoted = shlex.quote(base), json.dumps(base)
     blocks = [
         "In the directory of this file, with mlxlora:",
-        _code("sh", f"mlxlora chat --model {word} --adapter ."),
-        _code(
+        code("sh", f"mlxlora chat --model {word} --adapter ."),
+        code(
             "python",
             "import mlxlora\n\n"
             f"base = mlxlora.load({quoted})\n"
@@ -158,13 +168,13 @@ def _usage(adapter: Described) -> str:
     if adapter.method != "full" and not adapter.whole:
         blocks += [
             "With mlx-lm:",
-            _code("sh", f'mlx_lm.generate --model {word} --adapter-path . --prompt "..."'),
+            code("sh", f'mlx_lm.generate --model {word} --adapter-path . --prompt "..."'),
         ]
     if adapter.method != "full":
         blocks += [
             "With PEFT, vLLM or llama.cpp, after",
-            _code("sh", f"mlxlora export --model {word} --adapter . --format peft --out peft"),
-            _code(
+            code("sh", f"mlxlora export --model {word} --adapter . --format peft --out peft"),
+            code(
                 "python",
                 "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
                 f"model = AutoModelForCausalLM.from_pretrained({quoted})\n"
@@ -183,9 +193,9 @@ def _result(told: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     drawn = sparkline([valid or train for _, train, valid in curve])
-    table = _table(["update", "training loss", "validation loss"], rows)
+    losses = table(["update", "training loss", "validation loss"], rows)
     about = "Mean loss per supervised token"
-    return f"{about}, `{drawn}`:\n\n{table}" if len(curve) > 2 else f"{about}:\n\n{table}"
+    return f"{about}, `{drawn}`:\n\n{losses}" if len(curve) > 2 else f"{about}:\n\n{losses}"
 
 
 def _options(adapter: Described) -> list[tuple[str, str]]:
@@ -196,16 +206,16 @@ def _options(adapter: Described) -> list[tuple[str, str]]:
     metrics = adapter.provenance.get("metrics") or {}
     if metrics.get("learning_rate"):
         rows.append(("peak learning rate", f"{metrics['learning_rate']:g}"))
-    for table in ("lora", "train", "data"):
-        options = run.get(table)
+    for group in ("lora", "train", "data"):
+        options = run.get(group)
         for name, value in (options if isinstance(options, dict) else {}).items():
             if value not in ("", 0, [], {}, "auto", None):
-                rows.append((f"{table}.{name}", _shortened(value)))
+                rows.append((f"{group}.{name}", _shortened(value)))
     return rows
 
 
 def _hashes(adapter: Described) -> list[tuple[str, str]]:
-    told, base = adapter.provenance, _base(adapter)
+    told, base = adapter.provenance, base_of(adapter)
     named = {
         "adapters.safetensors (SHA-256)": told.get("weights_sha256"),
         "base, revision": base.get("revision"),
@@ -223,7 +233,7 @@ def _origin(imported: Mapping[str, str]) -> list[str]:
     return [*words, f"made for {imported['base']}"] if imported.get("base") else words
 
 
-def _base(adapter: Described) -> Mapping[str, Any]:
+def base_of(adapter: Described) -> Mapping[str, Any]:
     return adapter.provenance.get("base") or {}
 
 
@@ -277,26 +287,6 @@ def _thinned(curve: Sequence[Any]) -> list[Any]:
     return [curve[round(i * (len(curve) - 1) / (ROWS - 1))] for i in range(ROWS)]
 
 
-def _section(title: str, body: str) -> str:
-    return f"## {title}\n\n{body}" if body else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_text(cell) for cell in line) + " |" for line in lines)
-
-
-def _code(language: str, text: str) -> str:
-    return f"```{language}\n{text}\n```"
-
-
 def _shortened(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _text(value: Any) -> str:
-    """Words that stay words in Markdown, whatever a stranger put there."""
-    return re.sub(r"[^\w .,:;()/+=@%*'{}-]", "_", str(value))[:200].replace("*", r"\*")

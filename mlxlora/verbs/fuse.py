@@ -1,12 +1,12 @@
 """mlxlora fuse."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mlxlora.errors import ConfigError
+from mlxlora.verbs.fidelity import MaxKl, Measured, ProofRows, figures, proof, show
 from mlxlora.verbs.options import AsJson, Force, Model, Trust
 
 
@@ -24,6 +24,9 @@ def fuse(
             show_default="8 over a base with fewer, else keep",
         ),
     ] = "default",
+    data: ProofRows = None,
+    max_kl: MaxKl = None,
+    measured: Measured = True,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -42,18 +45,13 @@ def fuse(
         Adapter.load(adapter),
         out,
         wish,
+        proof=proof(data, max_kl, measured, trust_remote_code),
         force=force,
         trust_remote_code=trust_remote_code,
     )
     what = f"{done.layers} layers fused" if done.layers else "all weights replaced"
     screen.say(f"{done.path}: {size(done.bytes)}, {what}, {done.bits}")
-    if done.worst_error:
-        style = "yellow" if done.mean_error > 0.5 else ""
-        screen.say(
-            f"rounding moved the fused weights by {done.mean_error:.0%} of what training did "
-            f"(layer by layer, at most {done.worst_error:.0%})",
-            style,
-        )
-        if done.mean_error > 0.5:
-            screen.say("--bits none keeps what was learned exactly; compare both with eval", style)
-    screen.result({k: v for k, v in dataclasses.asdict(done).items() if k != "errors"})
+    if done.fidelity is not None:
+        show(screen, done.fidelity, "fused")
+    told = {"path": done.path, "bytes": done.bytes, "layers": done.layers, "bits": done.bits}
+    screen.result({**told, **figures(done.fidelity)})

@@ -18,12 +18,20 @@ def fuse(
         str,
         typer.Option(
             "--bits",
-            metavar="keep|none|4|5|6|8",
-            help="of the layers that were trained, over a quantized base: like the base, "
-            "unquantized (the whole model), or a number",
-            show_default="8 over a base with fewer, else keep",
+            metavar="auto|keep|none|4|5|6|8",
+            help="of the layers that were trained, over a quantized base: chosen for each by "
+            "measurement, like the base, unquantized (the whole model), or a number",
         ),
-    ] = "default",
+    ] = "auto",
+    max_size: Annotated[
+        float | None,
+        typer.Option(
+            "--max-size",
+            min=1,
+            help="with --bits auto: of the weights on disk, times the base's",
+            show_default="1.15",
+        ),
+    ] = None,
     data: ProofRows = None,
     max_kl: MaxKl = None,
     measured: Measured = True,
@@ -33,11 +41,14 @@ def fuse(
 ) -> None:
     """Write base + adapter as one model that mlx-lm loads."""
     from mlxlora.console import Screen, size
+    from mlxlora.export.auto import MAX_SIZE
     from mlxlora.export.fuse import fuse as write
     from mlxlora.lora.adapter import Adapter
 
-    if bits not in ("default", "keep", "none") and not bits.isdigit():
-        raise ConfigError(f"--bits must be keep, none, 4, 5, 6 or 8, not {bits!r}")
+    if bits not in ("auto", "keep", "none") and not bits.isdigit():
+        raise ConfigError(f"--bits must be auto, keep, none, 4, 5, 6 or 8, not {bits!r}")
+    if max_size is not None and bits != "auto":
+        raise ConfigError("--max-size is for --bits auto; other bits have the size they have")
     wish: Any = int(bits) if bits.isdigit() else bits
     screen = Screen(as_json)
     done = write(
@@ -45,6 +56,8 @@ def fuse(
         Adapter.load(adapter),
         out,
         wish,
+        max_size=MAX_SIZE if max_size is None else max_size,
+        progress=screen.progress,
         proof=proof(data, max_kl, measured, trust_remote_code),
         force=force,
         trust_remote_code=trust_remote_code,

@@ -62,14 +62,13 @@ class Call:
 
 @dataclass
 class Given:
-    """A touched quantized layer, and its weight with and without what was trained.
+    """A touched quantized layer, its weight with what was trained, and its inputs.
 
-    before and target are (matrices, out, in) float32, one matrix unless it has experts or heads.
+    target is (matrices, out, in) float32, one matrix unless the layer has experts or heads.
     """
 
     path: str
     module: nn.Module  # the base's own
-    before: mx.array
     target: mx.array
     call: Call
 
@@ -90,9 +89,8 @@ def visit_layers(
             seen.add(path)
             if last[0] is not x:  # queries, keys and values have one input
                 last = x, Call(*_rows(layer.base, x, rest, real))
-            before = unpacked(layer.base)
-            target = layer.merged(before, adapter.tensors(path), adapter.scale)
-            visit(_given(path, layer.base, before, target, last[1]))
+            target = layer.merged(unpacked(layer.base), adapter.tensors(path), adapter.scale)
+            visit(_given(path, layer.base, target, last[1]))
         return own(x, *rest, **options)
 
     def opened() -> nn.Module:
@@ -113,14 +111,12 @@ def visit_layers(
         if not isinstance(piece, Layer) or piece.path in seen:
             continue
         if piece.touched and isinstance(piece.module, QUANTIZED):
-            before = unpacked(piece.module)
-            target = before + (piece.weight - piece.before)
-            visit(_given(piece.path, piece.module, before, target, Call()))
+            target = unpacked(piece.module) + (piece.weight - piece.before)
+            visit(_given(piece.path, piece.module, target, Call()))
 
 
-def _given(path: str, module: nn.Module, before: mx.array, target: mx.array, call: Call) -> Given:
-    shape = (-1, *before.shape[-2:])
-    return Given(path, module, before.reshape(shape), target.reshape(shape), call)
+def _given(path: str, module: nn.Module, target: mx.array, call: Call) -> Given:
+    return Given(path, module, target.reshape(-1, *target.shape[-2:]), call)
 
 
 def _rows(

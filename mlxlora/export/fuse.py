@@ -40,6 +40,7 @@ class Fused:
 
     path: str
     bytes: int = 0
+    times: float = 1.0  # the base's weights on disk
     layers: int = 0
     bits: str = ""  # of the touched layers
     fidelity: Fidelity | None = None
@@ -51,7 +52,7 @@ def fuse(
     out: str | Path,
     bits: Bits = "auto",
     *,
-    max_size: float = MAX_SIZE,
+    max_size: float | None = None,
     progress: Progress = lambda what, done, of: None,
     proof: Proof | None = PROOF,
     force: bool = False,
@@ -60,16 +61,18 @@ def fuse(
     """Write base + adapter as a model directory that mlx-lm and mlxlora load.
 
     bits, for a quantized base: "auto" finds the best ones of each touched layer with which the
-    weights take at most max_size times the base's bytes, "keep" rounds touched layers like the
-    base, a number rounds them to so many bits, "none" writes the whole model unquantized. For an
-    unquantized base only "auto", "keep" and "none", which are the same. proof: what it is measured
-    by (None: not at all). Peak memory is one shard and one layer; with "auto" or a proof one shard,
-    one block, and its work on a few thousand tokens. Raises AdapterError; ExportError, also for
-    a model that is not what was trained.
+    weights take at most max_size (MAX_SIZE) times the base's bytes, "keep" rounds touched layers
+    like the base, a number rounds them to so many bits, "none" writes the whole model unquantized.
+    For an unquantized base only "auto", "keep" and "none", which are the same. proof: what it is
+    measured by (None: not at all). Peak memory is one shard and one layer; with "auto" or a proof
+    one shard, one block, and its work on a few thousand tokens. Raises AdapterError; ExportError,
+    also for a model that is not what was trained.
     """
     refuse_existing(Path(out))
     merged = Merged.of(model, adapter, force=force, trust_remote_code=trust_remote_code)
     plan = _Plan(merged, _resolve(bits, merged.quantization))
+    if max_size is not None and plan.bits != "auto":
+        raise ExportError("--max-size is for --bits auto over a quantized base")
 
     def again() -> Merged:
         return Merged(merged.source, adapter, trust_remote_code=trust_remote_code)
@@ -77,7 +80,7 @@ def fuse(
     if plan.bits == "auto":
         tokenizer = open_tokenizer(merged.source, merged.config, trust_remote_code)
         rows = trial(tokenizer, adapter, part="train")
-        plan.ways = choose(again(), rows, max_size, progress, trust_remote_code)
+        plan.ways = choose(again(), rows, max_size or MAX_SIZE, progress, trust_remote_code)
     result = Fused(path=str(out), layers=len(merged.layers), bits=plan.describe())
 
     def fill(add: Add) -> None:
@@ -101,6 +104,7 @@ def fuse(
         plan.expected_bytes(),
         finish=finish,
     )
+    result.times = result.bytes / max(merged.bytes, 1)
     return result
 
 

@@ -41,14 +41,11 @@ def fuse(
 ) -> None:
     """Write base + adapter as one model that mlx-lm loads."""
     from mlxlora.console import Screen, size
-    from mlxlora.export.auto import MAX_SIZE
     from mlxlora.export.fuse import fuse as write
     from mlxlora.lora.adapter import Adapter
 
     if bits not in ("auto", "keep", "none") and not bits.isdigit():
         raise ConfigError(f"--bits must be auto, keep, none, 4, 5, 6 or 8, not {bits!r}")
-    if max_size is not None and bits != "auto":
-        raise ConfigError("--max-size is for --bits auto; other bits have the size they have")
     wish: Any = int(bits) if bits.isdigit() else bits
     screen = Screen(as_json)
     done = write(
@@ -56,15 +53,17 @@ def fuse(
         Adapter.load(adapter),
         out,
         wish,
-        max_size=MAX_SIZE if max_size is None else max_size,
+        max_size=max_size,
         progress=screen.progress,
         proof=proof(data, max_kl, measured, trust_remote_code),
         force=force,
         trust_remote_code=trust_remote_code,
     )
     what = f"{done.layers} layers fused" if done.layers else "all weights replaced"
-    screen.say(f"{done.path}: {size(done.bytes)}, {what}, {done.bits}")
+    screen.say(f"{done.path}: {size(done.bytes)} ({done.times:.2f} times the base), {what}")
+    screen.say(f"Their weights: {done.bits}")
     if done.fidelity is not None:
         show(screen, done.fidelity, "fused")
     told = {"path": done.path, "bytes": done.bytes, "layers": done.layers, "bits": done.bits}
+    told["times"] = done.times
     screen.result({**told, **figures(done.fidelity)})

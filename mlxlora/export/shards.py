@@ -40,17 +40,21 @@ def write_model(
     """
     refuse_existing(directory)
     with atomic_directory(directory) as temporary:
-        free = shutil.disk_usage(temporary).free
-        if free < expected_bytes + SPARE_BYTES:
-            raise ExportError(
-                f"{directory} needs about {expected_bytes / 1e9:.1f} GB and the disk has "
-                f"{free / 1e9:.1f} GB free"
-            )
+        check_room(temporary, expected_bytes, directory)
         sizes = _write_shards(temporary, tensors)
         write_json(temporary / "config.json", dict(sorted(config.items())))
         copy_companions(source, temporary)
         finish(temporary)
     return sum(sizes.values())
+
+
+def check_room(place: Path, size: int, name: Path) -> None:
+    """Raise ExportError if the disk that place is on has no room for so many bytes of name."""
+    free = shutil.disk_usage(place).free
+    if free < size + SPARE_BYTES:
+        raise ExportError(
+            f"{name} needs about {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free"
+        )
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -28,6 +28,11 @@ class _Attached:
     active: str | None = None
     own: Part = Part()  # the base's, where whole weights stand instead
 
+    def restore(self, model: nn.Module) -> None:
+        """Let the base's own weights stand where whole ones do."""
+        self.own.swap_into(model)
+        self.own = Part()
+
 
 def attach(
     model: nn.Module | Base, adapter: Adapter | Mapping[str, Adapter], *, force: bool = False
@@ -60,7 +65,9 @@ def switch(model: nn.Module | Base, name: str | None) -> None:
     if name is not None and name not in state.named:
         known = ", ".join(state.named) or "none"
         raise AdapterError(f"no adapter {name!r} is attached; attached: {known}")
-    _take_out(bare)
+    acting = state.named[state.active].modules if state.active is not None else {}
+    Part({p: m.base for p, m in acting.items() if isinstance(m, LowRank)}).swap_into(bare)
+    state.restore(bare)
     if name is not None:
         put(bare, state.named[name])
     state.active = name
@@ -122,8 +129,7 @@ def _take_out(model: nn.Module) -> None:
     model.update_modules(tree_unflatten(bases))
     state = getattr(model, "_mlxlora", None)
     if state is not None:
-        state.own.swap_into(model)
-        state.own = Part()
+        state.restore(model)
     model.freeze()
 
 

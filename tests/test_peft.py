@@ -682,7 +682,10 @@ def test_directories_without_the_files_are_named(dense, tmp_path):
     with pytest.raises(AdapterError, match=r"no adapter_config.json; there are default in it"):
         read(outer, dense)
     (directory / "adapter_model.safetensors").unlink()
-    with pytest.raises(AdapterError, match=r"has no adapter_model.safetensors"):
+    with pytest.raises(AdapterError, match=r"has no adapter_model.safetensors$"):
+        read(directory, dense)
+    (directory / "adapters.safetensors").write_bytes(b"")
+    with pytest.raises(AdapterError, match="it is mlxlora's or mlx-lm's, and needs no import"):
         read(directory, dense)
 
 

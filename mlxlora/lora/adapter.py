@@ -31,6 +31,8 @@ WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 PROVENANCE = "provenance.json"
 CARD = "README.md"
+OF_A_RUN = "adapter"  # where a run's directory has its own
+PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 FACTORS = ("lora_a", "lora_b")
 TENSORS = (*FACTORS, "m")  # of a module
 KINDS = ("lora", "dora", "full")
@@ -89,12 +91,13 @@ class Adapter:
         """
         directory = here(path, (CONFIG, WEIGHTS, PROVENANCE), AdapterError)
         if not os.path.lexists(directory / CONFIG):
-            hint = "" if os.path.exists(directory) else " (it does not exist)"
-            raise AdapterError(f"{directory} is not an adapter directory: no {CONFIG}{hint}")
+            raise AdapterError(
+                f"{directory} is not an adapter directory: no {CONFIG}{_instead(directory)}"
+            )
         config = read_json(directory / CONFIG, AdapterError)
         file = directory / WEIGHTS
         if not os.path.lexists(file):
-            raise AdapterError(f"{directory} has no {WEIGHTS}")
+            raise AdapterError(f"{directory} has no {WEIGHTS}{_instead(directory)}")
         header = safetensors_header(file, AdapterError)
         provenance = {}
         if os.path.lexists(directory / PROVENANCE):
@@ -194,6 +197,18 @@ def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[
         for key, label in COMPARED.items()
         if trained_on.get(key) not in (None, base[key])
     ]
+
+
+def _instead(directory: Path) -> str:
+    """What may have been meant by a directory that is no adapter."""
+    if not os.path.exists(directory):
+        return " (it does not exist)"
+    inside = directory / OF_A_RUN
+    if os.path.lexists(inside / CONFIG):
+        return f"; the one of this run is {inside}"
+    if any(os.path.lexists(directory / name) for name in PEFT_WEIGHTS):
+        return f"; it is PEFT's: mlxlora adapter import {directory} --model M --out A"
+    return ""
 
 
 def _parameters(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:

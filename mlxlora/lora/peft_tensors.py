@@ -14,6 +14,7 @@ from typing import cast
 import mlx.core as mx
 
 from mlxlora.errors import AdapterError
+from mlxlora.lora.adapter import WEIGHTS as OURS
 from mlxlora.lora.adapter import check_numbers
 from mlxlora.lora.peft_config import CONFIG
 from mlxlora.readers import safetensors_header
@@ -68,7 +69,9 @@ def find_weights(directory: Path) -> Path:
             "it is not. Where you trust it: peft.PeftModel.from_pretrained(BASE, "
             "THIS).save_pretrained(NEW) writes it as safetensors"
         )
-    raise AdapterError(f"{directory} has no {WEIGHTS}")
+    ours = os.path.lexists(directory / OURS)
+    hint = "; it is mlxlora's or mlx-lm's, and needs no import" if ours else ""
+    raise AdapterError(f"{directory} has no {WEIGHTS}{hint}")
 
 
 def read_tensors(file: Path) -> Tensors:

@@ -592,7 +592,7 @@ def test_configs_that_cannot_be_used_are_refused_by_field(dense, tmp_path, confi
         ({f"{Q}.lora_magnitude_vector": numbers(64)}, "not what an adapter with use_dora = False"),
         ({f"{Q}.base_layer.bias": numbers(64)}, "a trained bias of an adapted layer"),
         ({f"{Q}.lora_diag": numbers(4)}, "lora_diag: mlxlora does not know what this is"),
-        ({f"{Q}.lora_A.a.weight": numbers(4, 64)}, "q_proj.lora_A.a.weight: the same as"),
+        ({f"{Q}.lora_A.a.weight": numbers(4, 64)}, "q_proj.lora_A.weight: the same as"),
         ({"lm_head.weight": numbers(259, 64)}, "lm_head.weight: in this base the head is the emb"),
         ({"model.norm.weight": numbers(64)}, "model.norm.weight: whole weights can be imported"),
         ({f"{Q}.weight": numbers(64, 64)}, "q_proj.weight: whole weights can be imported"),

@@ -25,6 +25,7 @@ from mlxlora.files import atomic_directory, hash_file, save_tensors, write_json
 from mlxlora.hub_files import here
 from mlxlora.lora.card import card, whole_modules
 from mlxlora.lora.provenance import COMPARED, is_a, mistold
+from mlxlora.lora.targets import natural
 from mlxlora.readers import FLOATING, read_json, safetensors_header
 
 WEIGHTS = "adapters.safetensors"
@@ -62,15 +63,16 @@ class Adapter:
 
     @property
     def modules(self) -> list[str]:
-        """Paths of the modules with low-rank factors."""
+        """Paths of the modules with low-rank factors, in order: a file's tensors have none."""
         split = (name.rpartition(".") for name in self.weights)
-        return list(dict.fromkeys(path for path, _, leaf in split if leaf in FACTORS))
+        return sorted({path for path, _, leaf in split if leaf in FACTORS}, key=natural)
 
     @property
     def whole(self) -> dict[str, mx.array]:
         """Weights that were trained whole, by the base's names."""
         low_rank = {f"{path}.{leaf}" for path in self.modules for leaf in TENSORS}
-        return {name: array for name, array in self.weights.items() if name not in low_rank}
+        names = sorted(self.weights.keys() - low_rank, key=natural)
+        return {name: self.weights[name] for name in names}
 
     def tensors(self, path: str) -> dict[str, mx.array]:
         """A module's lora_a, lora_b and, of "dora", m."""

@@ -17,6 +17,7 @@ from mlxlora.errors import AdapterError
 from mlxlora.lora.adapter import WEIGHTS as OURS
 from mlxlora.lora.adapter import check_numbers
 from mlxlora.lora.peft_config import CONFIG
+from mlxlora.lora.targets import natural
 from mlxlora.readers import safetensors_header
 
 WEIGHTS = "adapter_model.safetensors"
@@ -79,7 +80,7 @@ def read_tensors(file: Path) -> Tensors:
     check_numbers(file, safetensors_header(file, AdapterError))
     arrays = cast(dict[str, mx.array], mx.load(str(file)))
     found, faults, adapters = Tensors(), [], set()
-    for name, array in arrays.items():
+    for name, array in sorted(arrays.items(), key=lambda item: natural(item[0])):
         parts = _without_wrappers(name)
         kind = next((part for part in parts if part in FACTORS), None)
         if kind is None:

@@ -76,6 +76,7 @@ def detach(model: nn.Module | Base) -> None:
     """Take every adapter out; the model is the base again, with the base's arrays."""
     bare = _bare(model)
     _take_out(bare)
+    bare.freeze()
     if hasattr(bare, "_mlxlora"):
         del bare._mlxlora
 
@@ -118,13 +119,17 @@ def _remembered(model: nn.Module) -> _Attached:
 
 def _take_out(model: nn.Module) -> None:
     """Let the base's own stand everywhere."""
-    bases = [(path, layer.base) for path, layer in low_rank_layers(model)]
-    model.update_modules(tree_unflatten(bases))
     state = getattr(model, "_mlxlora", None)
+    if state is not None and state.named:  # what stands where is known
+        acting = state.named[state.active].modules.items() if state.active is not None else ()
+        layers = [(path, m) for path, m in acting if isinstance(m, LowRank)]
+    else:
+        layers = list(low_rank_layers(model))
+        model.freeze()
+    model.update_modules(tree_unflatten([(path, layer.base) for path, layer in layers]))
     if state is not None:
         state.own.swap_into(model)
         state.own = Part()
-    model.freeze()
 
 
 def _part(model: nn.Module, adapter: Adapter) -> Part:

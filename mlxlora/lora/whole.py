@@ -6,7 +6,7 @@ own, which are put aside. A quantized module has an unquantized one in its place
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,13 +25,20 @@ class Part:
 
     def swap_into(self, model: nn.Module) -> "Part":
         """Put it in; returns the part of the model that stood in its place."""
-        modules = dict(model.named_modules()) if self.modules else {}
-        stood = {path: modules[path] for path in self.modules}
+        stood = {path: at(model, path) for path in self.modules}
         model.update_modules(tree_unflatten(list(self.modules.items())))
         own = dict(tree_flatten(model.parameters())) if self.weights else {}
         weights = {name: own[name] for name in self.weights}
         model.load_weights(list(self.weights.items()), strict=False)
         return Part(stood, weights)
+
+
+def at(model: nn.Module, path: str) -> nn.Module:
+    """The module at this path, without a walk through the others."""
+    found: Any = model
+    for part in path.split("."):
+        found = found[int(part)] if isinstance(found, list | tuple) else found[part]
+    return cast(nn.Module, found)
 
 
 def trained(module: nn.Module, dtype: mx.Dtype) -> nn.Module:

@@ -265,6 +265,14 @@ def test_options_that_cannot_be_are_named(arguments, says):
         merge(ALIKE, **arguments)
 
 
+def test_modules_of_any_name_can_be_merged():
+    names = ["layers.\N{SUPERSCRIPT TWO}", "layers." + "9" * 5000, "layers.10", "layers.9"]
+    leaves = {"lora_a": mx.ones((3, 2)), "lora_b": mx.ones((2, 3))}
+    weights = {f"{name}.{leaf}": array for name in names for leaf, array in leaves.items()}
+    merged = merge([Adapter("lora", weights, 2, 1.0)])
+    assert merged.modules[-2:] == ["layers.9", "layers.10"] and len(merged.modules) == 4
+
+
 def test_nothing_to_merge_and_ranks_above_any_are_refused():
     with pytest.raises(ConfigError, match="no adapters"):
         merge([])
@@ -475,7 +483,7 @@ def test_the_program_refuses_other_bases_and_dora_and_force_goes_on(saved, dense
     collect(dense.model, config, {}).save(saved / "D")
     detach(dense.model)
     code, _, err = run("adapter", "merge", "A", "D", "--out", "E")
-    assert code == 2 and "D is DoRA" in err and "mlxlora fuse" in err and "q_proj" in err
+    assert code == 2 and "D is DoRA" in err and "mlxlora fuse" in err and "0.mlp.down_proj, " in err
     assert not (saved / "E").exists()
 
 

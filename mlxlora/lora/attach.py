@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
 
 from mlxlora.base import Base
 from mlxlora.errors import AdapterError
@@ -27,11 +26,6 @@ class _Attached:
     named: dict[str, Part] = field(default_factory=dict)
     active: str | None = None
     own: Part = Part()  # the base's, where whole weights stand instead
-
-    def restore(self, model: nn.Module) -> None:
-        """Let the base's own weights stand where whole ones do."""
-        self.own.swap_into(model)
-        self.own = Part()
 
 
 def attach(
@@ -65,9 +59,7 @@ def switch(model: nn.Module | Base, name: str | None) -> None:
     if name is not None and name not in state.named:
         known = ", ".join(state.named) or "none"
         raise AdapterError(f"no adapter {name!r} is attached; attached: {known}")
-    acting = state.named[state.active].modules if state.active is not None else {}
-    Part({p: m.base for p, m in acting.items() if isinstance(m, LowRank)}).swap_into(bare)
-    state.restore(bare)
+    _take_out(bare)
     if name is not None:
         put(bare, state.named[name])
     state.active = name
@@ -83,6 +75,7 @@ def detach(model: nn.Module | Base) -> None:
     """Take every adapter out; the model is the base again, with the base's arrays."""
     bare = _bare(model)
     _take_out(bare)
+    bare.freeze()
     if hasattr(bare, "_mlxlora"):
         del bare._mlxlora
 
@@ -125,12 +118,17 @@ def _remembered(model: nn.Module) -> _Attached:
 
 def _take_out(model: nn.Module) -> None:
     """Let the base's own stand everywhere."""
-    bases = [(path, layer.base) for path, layer in low_rank_layers(model)]
-    model.update_modules(tree_unflatten(bases))
     state = getattr(model, "_mlxlora", None)
+    if state is not None and state.named:  # what stands where is known
+        acting = state.named[state.active].modules.items() if state.active is not None else ()
+        layers = [(path, m) for path, m in acting if isinstance(m, LowRank)]
+    else:
+        layers = list(low_rank_layers(model))
+        model.freeze()
+    Part({path: layer.base for path, layer in layers}).swap_into(model)
     if state is not None:
-        state.restore(model)
-    model.freeze()
+        state.own.swap_into(model)
+        state.own = Part()
 
 
 def _part(model: nn.Module, adapter: Adapter) -> Part:

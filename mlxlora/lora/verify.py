@@ -55,7 +55,8 @@ def _fit(adapter: Adapter, base: Base) -> Check:
     try:
         attach(base.model, adapter)
     except AdapterError as error:
-        return Check("shapes", DIFFERS, str(error).splitlines()[1].strip())
+        first, *others = (s.strip() for s in str(error).splitlines() if s.startswith("  "))
+        return Check("shapes", DIFFERS, first + " (among others)" * bool(others))
     finally:
         detach(base)
     whole = f", {len(adapter.whole)} whole weights" if adapter.whole else ""

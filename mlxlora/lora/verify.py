@@ -39,7 +39,7 @@ def verify(adapter: Adapter, base: Base) -> list[Check]:
         elif known == own:
             checks.append(Check(NAMES[key], SAME, f"the same, {own[:SHOWN]}"))
         else:
-            detail = f"trained on {known[:SHOWN]}, here {own[:SHOWN]}"
+            detail = f"trained on {known[:SHOWN]}\nhere {own[:SHOWN]}"
             checks.append(Check(NAMES[key], DIFFERS, detail))
     return [*checks, _fit(adapter, base)]
 

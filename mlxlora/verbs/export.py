@@ -63,9 +63,31 @@ def gguf(order: Order) -> tuple[list[str], dict[str, Any]]:
     return [first, *done.notes], asdict(done)
 
 
+def gguf_lora(order: Order) -> tuple[list[str], dict[str, Any]]:
+    """Returns (lines to show, the result)."""
+    from mlxlora.console import size
+    from mlxlora.export.gguf_lora import write
+    from mlxlora.lora.adapter import Adapter
+
+    if order.adapter is None:
+        raise ConfigError("--format gguf-lora writes an adapter; pass --adapter")
+    if order.quant is not None:
+        raise ConfigError("--format gguf-lora has no --quant: adapters are written in float32")
+    done = write(
+        order.model,
+        Adapter.load(order.adapter),
+        order.out,
+        force=order.force,
+        trust_remote_code=order.trust_remote_code,
+    )
+    first = f"{done.path}: {size(done.bytes)}, {done.layers} layers, rank {done.rank}"
+    return [first, *done.notes], asdict(done)
+
+
 FORMATS: dict[str, Callable[[Order], tuple[list[str], dict[str, Any]]]] = {
     "peft": peft,
     "gguf": gguf,
+    "gguf-lora": gguf_lora,
 }
 
 

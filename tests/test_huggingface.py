@@ -1,11 +1,12 @@
 import json
 import shutil
 from collections import namedtuple
+from functools import partial
 
 import mlx.core as mx
 import pytest
 from architectures import write_model
-from conftest import DENSE, randomized, worst
+from conftest import DENSE, randomized, worst, write_tokenizer
 from conftest import write_model as write_dense
 from mlx.utils import tree_flatten
 from mlx_lm import load as mlx_lm_load
@@ -15,13 +16,15 @@ from mlxlora.base import load, open_model
 from mlxlora.cli import app
 from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError, ExportError
-from mlxlora.export import hf_names, hf_steps, shards
+from mlxlora.export import hf_names, hf_steps, huggingface, shards
 from mlxlora.export.hf_proof import round_trip
-from mlxlora.export.huggingface import write
 from mlxlora.export.quantize import quantize
 from mlxlora.lora.attach import detach
 from mlxlora.lora.fresh import collect, new_layers, prepare_full
 
+write = partial(
+    huggingface.write, proof=None
+)  # random adapters gain nothing; test_proof.py measures
 TOKENS = mx.array([[1, 2, 3, 4, 5, 6]])
 
 
@@ -163,6 +166,30 @@ def test_of_a_model_that_sees_the_language_model_is_written(tmp_path):
     assert not (tmp_path / "out" / "preprocessor_config.json").exists()
     model, again = open_model(base)[0], open_model(tmp_path / "out")[0]
     assert worst(again(TOKENS), model(TOKENS)) < 1e-6
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_a_language_model_that_mlx_lm_does_not_know_alone_is_loaded_here(family, tmp_path):
+    base = write_model(tmp_path / "base", family, mtp_num_hidden_layers=1, vocab_size=260)
+    write_tokenizer(base)
+    done = huggingface.write(base, None, tmp_path / "out")
+    assert any("mlx-lm does not" in note for note in done.notes)
+    assert any("predict further tokens" in note for note in done.notes)
+    assert config_of(tmp_path / "out")["mtp_num_hidden_layers"] == 0
+    model, again = open_model(base)[0], open_model(tmp_path / "out")[0]
+    assert worst(again(TOKENS), model(TOKENS)) < 1e-5
+    write(tmp_path / "out", None, tmp_path / "again")
+    first, second = (mx.load(str(tmp_path / n / "model.safetensors")) for n in ("out", "again"))
+    assert first.keys() == second.keys()
+
+
+def test_what_is_written_is_measured(dense, tmp_path):
+    adapter, _ = adapted(dense)
+    done = huggingface.write(dense, adapter, tmp_path / "out")
+    assert done.fidelity is not None and done.fidelity.kl < 1e-6
+    assert (tmp_path / "out" / "fidelity.json").exists()
+    again = write(tmp_path / "out", None, tmp_path / "again")
+    assert again.fidelity is None and not (tmp_path / "again" / "fidelity.json").exists()
 
 
 @pytest.mark.parametrize("family", ["dbrx", "falcon_h1", "ernie4_5_moe"])

@@ -8,6 +8,7 @@ has to read the very same model from it: an inverse that is wrong writes nothing
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxlora.base import Base
+from mlxlora.base import SHELLS, Base
 from mlxlora.errors import ExportError
 from mlxlora.export.card import card
+from mlxlora.export.fidelity import Fidelity
 from mlxlora.export.hf_names import INNER, SEEING, Family, family_of
 from mlxlora.export.hf_proof import round_trip, shapes
 from mlxlora.export.merged import Merged
-from mlxlora.export.proof import FILE
+from mlxlora.export.proof import FILE, PROOF, Proof, written
 from mlxlora.export.shards import write_model
 from mlxlora.files import refuse_existing
 from mlxlora.lora.adapter import CARD, Adapter
@@ -31,6 +33,7 @@ from mlxlora.quantized import QUANTIZED
 
 DTYPES = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
 NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+REMEDY = "--quant f32 keeps everything"
 LARGEST_F16 = 65504.0
 HEAD = re.compile(r"(.+\.)?(lm_head|embed_out)\.weight")
 # Of config.json: how the weights are packed, which they are not any more.
@@ -54,6 +57,7 @@ class Written:
     bytes: int = 0  # of the weights
     tensors: int = 0
     dtype: str = ""  # of the weights, in transformers' words
+    fidelity: Fidelity | None = None
     notes: list[str] = field(default_factory=list)  # what is not as in the base
 
 
@@ -63,14 +67,15 @@ def write(
     out: str | Path,
     quant: str | None = None,
     *,
+    proof: Proof | None = PROOF,
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> Written:
     """Write the directory, whole or not at all.
 
-    quant: one of DTYPES, None for the base's own. Peak memory is one shard and one layer (of
-    experts: one layer's experts). Raises ExportError for a family, a type or a number that
-    cannot be written; AdapterError for an adapter that does not fit.
+    quant: one of DTYPES, None for the base's own. proof: what it is measured by. Peak memory is
+    one shard and one layer (of experts: one layer's experts). Raises ExportError for a family, a
+    type or a number that cannot be written; AdapterError for an adapter that does not fit.
     """
     refuse_existing(Path(out))
     if quant is not None and quant not in DTYPES:
@@ -83,8 +88,12 @@ def write(
     result = Written(str(out), dtype=NAMES[plan.dtype], notes=plan.notes)
 
     def finish(directory: Path) -> None:
+        if proof is not None:
+            again = Merged(merged.source, adapter, trust_remote_code=trust_remote_code)
+            opened = partial(written, directory, trust_remote_code)
+            result.fidelity = proof.of(again, opened, directory / FILE, REMEDY)
         if adapter is not None:
-            text = card(adapter, f"merged, {result.dtype}", "transformers", None)
+            text = card(adapter, f"merged, {result.dtype}", "transformers", result.fidelity)
             (directory / CARD).write_text(text, "utf-8")
 
     def counted() -> Iterator[tuple[str, mx.array]]:
@@ -116,8 +125,10 @@ class _Plan:
         self.inside = self.read["model_type"] in SEEING  # the model is one part of another
         self.described = self.read.get("text_config") or {} if self.inside else self.read
         self.kind, self.family = self._family()
-        self.text: nn.Module = merged.model.language_model if self.inside else merged.model
-        round_trip(merged.model, self.family, INNER if self.inside else "")
+        shelled = INNER.strip(".") in merged.model
+        self.inner = INNER if shelled else ""  # what mlx-lm's names begin with
+        self.text: nn.Module = merged.model.language_model if shelled else merged.model
+        round_trip(merged.model, self.family, self.inner)
         self.shapes = shapes(self.text)
         self.own = _main_dtype(self.text)
         self.dtype = DTYPES[quant] if quant else self.own
@@ -170,7 +181,7 @@ class _Plan:
 
     def _inner(self) -> Iterator[tuple[str, mx.array]]:
         for name, array in self.merged.tensors():
-            yield (name.removeprefix(INNER) if self.inside else name), array
+            yield name.removeprefix(self.inner), array
             del array
 
     def _typed(self, name: str, array: mx.array) -> mx.array:
@@ -195,6 +206,8 @@ class _Plan:
             self.notes.append(
                 f"the language model alone, as {self.kind}: mlx-lm does not read the part that sees"
             )
+        if self.kind in SHELLS:
+            self.notes.append(f"mlxlora loads a {self.kind}, mlx-lm does not")
         if self.merged.quantization is not None:
             self.notes.append("the base's packed weights are unpacked: no finer than they were")
         if any(self.described.get(key) for key in AHEAD):

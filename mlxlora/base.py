@@ -166,7 +166,7 @@ def open_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool =
     except Exception as error:  # tokenizer classes of every kind raise what they like
         reason = str(error)[:400]
         raise ModelError(f"the tokenizer in {path} does not load: {reason}") from error
-    closing = _turn_end(tokenizer)
+    closing = turn_end(tokenizer)
     if closing is not None:
         tokenizer.add_eos_token(closing)
     return tokenizer
@@ -196,7 +196,7 @@ def _try_out(path: Path, model: nn.Module) -> int:
         raise ModelError(f"the model in {path} does not compute: {str(error)[:400]}") from error
 
 
-def _turn_end(tokenizer: Any) -> str | None:
+def turn_end(tokenizer: Any) -> str | None:
     """The special token right after an assistant's words in the chat template, if any."""
     if not tokenizer.has_chat_template:
         return None

@@ -45,7 +45,28 @@ def peft(order: Order) -> tuple[list[str], dict[str, Any]]:
     return [first, *done.notes], asdict(done)
 
 
-FORMATS: dict[str, Callable[[Order], tuple[list[str], dict[str, Any]]]] = {"peft": peft}
+def gguf(order: Order) -> tuple[list[str], dict[str, Any]]:
+    """Returns (lines to show, the result)."""
+    from mlxlora.console import size
+    from mlxlora.export.gguf import write
+    from mlxlora.lora.adapter import Adapter
+
+    done = write(
+        order.model,
+        Adapter.load(order.adapter) if order.adapter is not None else None,
+        order.out,
+        order.quant or "f16",
+        force=order.force,
+        trust_remote_code=order.trust_remote_code,
+    )
+    first = f"{done.path}: {size(done.bytes)}, {done.quant}, {done.tensors} tensors"
+    return [first, *done.notes], asdict(done)
+
+
+FORMATS: dict[str, Callable[[Order], tuple[list[str], dict[str, Any]]]] = {
+    "peft": peft,
+    "gguf": gguf,
+}
 
 
 def export(

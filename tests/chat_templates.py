@@ -85,7 +85,8 @@ LLAMA3_DATED = """{{- bos_token }}
 {%- for m in messages %}
 {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}
 {%- endfor %}
-{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"""
+{%- if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"""
 STRICT = """{%- for m in turns -%}{%- if (m.role == 'user') != (loop.index0 % 2 == 0) -%}
 {{ raise_exception('user and assistant must take turns') }}{%- endif -%}{%- endfor -%}"""
 SPLIT = """{%- if messages[0].role == 'system' -%}{%- set told = messages[0].content -%}

@@ -93,7 +93,13 @@ def conversations() -> dict[str, tuple[Messages, dict[str, Any]]]:
         "": ("What is a fjord?", "A flooded valley.", "And a fell?", "A hill.", "Thanks!"),
         ", space around": ("  Hi \n", " \n Hello.\n\n", "\tBye\t\r\n", " \nBye. ", "\n\nHm \n"),
         ", braces": ("{{ .System }}", "{% if x %}}}", "{{ '{{' }}", '"""\n{{{', "{{{{"),
-        ", unicode": ("Grüße 🦊 \u00a0.", "日本語 ｜▁｜", "e\u0301\u200b", "ﷺ \ufeff!", "\U0001f600"),
+        ", unicode": (
+            "Grüße 🦊 \u00a0.",
+            "日本語 ｜▁｜",
+            "e\u0301\u200b",
+            "ﷺ \ufeff!",
+            "\U0001f600",
+        ),
         ", lines": ("a\n\nb\n c", 'say "x"\n\\n', "1\n2\n", "<b>\n</b>", "`x`\n\n\n`y`"),
     }
     found: dict[str, tuple[Messages, dict[str, Any]]] = {}

@@ -10,10 +10,10 @@ def literal(text: str) -> str:
 
     Braces that would open an action, three quotes, and characters that Ollama's parser of
     Modelfiles leaves out (parser/parser.go: all that Go calls unprintable, but line ends and
-    tabs) are written as constants. A piece that ends with a brace is one too: the next may be
-    an action.
+    tabs) are written as constants. So is a brace that something else than plain text follows:
+    that may be an action.
     """
-    parts = re.split(r'(\{{2,}|\{\Z|"{3,}|[^\n\t\x20-\x7e]+)', text)
+    parts = re.split(r'(\{{2,}|\{(?![\n\t !#-z|}~])|"{3,}|[^\n\t -~]+)', text)
     return "".join(
         part if number % 2 == 0 or _plain(part) else f"{{{{ {constant(part)} }}}}"
         for number, part in enumerate(parts)

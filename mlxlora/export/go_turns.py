@@ -6,6 +6,8 @@ thinking is shown only there, as chat templates do. Read in ollama's template/te
 thinking/template.go and server/routes.go.
 """
 
+import os
+
 from mlxlora.export.go_literal import constant, literal
 from mlxlora.export.turns import Strip, System, Turns
 
@@ -29,6 +31,7 @@ class _Writer:
                 "{{ $first := true }}" if turns.first != turns.user.before else "",
                 self._start(),
                 "{{ range $i, $_ := .Messages }}",
+                self._default(),
                 "{{ $last := eq (len (slice $.Messages $i)) 1 }}",
                 '{{ if eq .Role "user" }}',
                 self._user(),
@@ -56,11 +59,19 @@ class _Writer:
         if system is None or system.kind != "own":
             return literal(turns.start)
         if system.own is not None:
-            always = system.before.removesuffix(system.own)
-            return literal(always) + _unless(".System", literal(turns.start[len(always) :]))
+            return literal(system.before.removesuffix(system.own))
         words = self._words(".System", system.strip)
         there = literal(system.before) + words + literal(system.after)
         return _choose([(".System", there)], literal(turns.start))
+
+    def _default(self) -> str:
+        """What stands in place of a system's turn if the first one is another's."""
+        system = self.turns.system
+        if system is None or system.own is None:
+            return ""
+        text = literal(self.turns.start[len(system.before.removesuffix(system.own)) :])
+        condition = 'and (eq $i 0) (ne .Role "system")'
+        return _choose([(condition, text)], "") if text else ""
 
     def _own(self) -> str:
         system = self.turns.system
@@ -91,22 +102,31 @@ class _Writer:
 
     def _assistant(self) -> str:
         turns = self.turns
-        before, cases = literal(turns.assistant.before), []
-        if turns.thinking is not None:  # the last list to name .Thinking tells Ollama the tags
-            around = turns.thinking
-            thought = literal(around.before) + "{{ .Thinking }}" + literal(around.after)
-            cases.append(("and $last .Thinking", before + thought))
-        if turns.continued != turns.assistant.before:
-            cases.append(("$last", literal(turns.continued)))
         words = self._words(".Content", turns.assistant.strip)
-        return _choose(cases, before) + words + _unless("$last", literal(turns.assistant.after))
+        return self._before_answer() + words + _unless("$last", literal(turns.assistant.after))
+
+    def _before_answer(self) -> str:
+        """Ollama takes the texts of the last list that shows .Thinking for the tags around it."""
+        turns, around = self.turns, self.turns.thinking
+        before, thought, cases = literal(turns.assistant.before), "", []
+        if around is not None:
+            thought = literal(around.before) + "{{ .Thinking }}" + literal(around.after)
+        if turns.continued.startswith(turns.assistant.before):
+            rest = literal(turns.continued.removeprefix(turns.assistant.before))
+            cases = [("and $last .Thinking", thought), ("$last", rest)]
+            return before + _choose([case for case in cases if case[1]], "")
+        if thought:
+            thought = before + _choose([(".Thinking", thought)], "")
+            cases.append(("and $last .Thinking", thought))
+        return _choose([*cases, ("$last", literal(turns.continued))], before)
 
     def _prompt(self) -> str:
-        turns = self.turns
-        if turns.prompt_off == turns.prompt:
-            return literal(turns.prompt)
-        off = [("and $.IsThinkSet (not $.Think)", literal(turns.prompt_off))]
-        return _choose(off, literal(turns.prompt))
+        on, off = self.turns.prompt, self.turns.prompt_off
+        same = os.path.commonprefix([on, off])
+        on, off = literal(on[len(same) :]), literal(off[len(same) :])
+        if not on and not off:
+            return literal(same)
+        return literal(same) + _choose([("and $.IsThinkSet (not $.Think)", off)], on)
 
 
 def _choose(cases: list[tuple[str, str]], otherwise: str) -> str:

@@ -21,7 +21,13 @@ _OPTIONS = {  # of generation_config.json -> of Ollama
     "typical_p": ("typical_p", float),
     "repetition_penalty": ("repeat_penalty", float),
 }
-_POSITIONS = ("max_position_embeddings", "max_sequence_length", "n_positions", "n_ctx", "seq_length")
+_POSITIONS = (
+    "max_position_embeddings",
+    "max_sequence_length",
+    "n_positions",
+    "n_ctx",
+    "seq_length",
+)
 _MARKUP = re.compile(r"</?[A-Za-z][A-Za-z0-9]*/?>")
 
 
@@ -57,7 +63,7 @@ def holds(text: str) -> bool:
 
 
 def parameters(generation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, float | int]:
-    """Ollama's options from generation_config.json and config.json; what is not told is left out."""
+    """Ollama's options from generation_config.json and config.json; of the others none."""
     found: dict[str, float | int] = {}
     for name, (theirs, kind) in _OPTIONS.items():
         value = _number(generation.get(name))

@@ -21,6 +21,7 @@ class Order:
     quant: str | None
     force: bool
     trust_remote_code: bool
+    keep_adapter: bool = False
 
 
 def peft(order: Order) -> tuple[list[str], dict[str, Any]]:
@@ -63,9 +64,32 @@ def gguf(order: Order) -> tuple[list[str], dict[str, Any]]:
     return [first, *done.notes], asdict(done)
 
 
+def ollama(order: Order) -> tuple[list[str], dict[str, Any]]:
+    """Returns (lines to show, the result)."""
+    from mlxlora.console import size
+    from mlxlora.export.ollama import QUANT, write
+    from mlxlora.lora.adapter import Adapter
+
+    done = write(
+        order.model,
+        Adapter.load(order.adapter) if order.adapter is not None else None,
+        order.out,
+        order.quant or QUANT,
+        keep_adapter=order.keep_adapter,
+        force=order.force,
+        trust_remote_code=order.trust_remote_code,
+    )
+    lines = [f"{done.path}: {size(done.bytes)}, {done.quant}"]
+    if done.tried:
+        same = "the TEMPLATE renders as the chat template does"
+        lines.append(f"{done.equal} of {done.tried} conversations: {same}")
+    return [*lines, *done.notes], asdict(done)
+
+
 FORMATS: dict[str, Callable[[Order], tuple[list[str], dict[str, Any]]]] = {
     "peft": peft,
     "gguf": gguf,
+    "ollama": ollama,
 }
 
 
@@ -79,6 +103,9 @@ def export(
     quant: Annotated[
         str | None, typer.Option("--quant", help="type of the weights", show_default=False)
     ] = None,
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="ollama: the adapter as a file of its own")
+    ] = False,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -88,8 +115,13 @@ def export(
 
     if kind not in FORMATS:
         raise ConfigError(f"--format {kind!r} is not known; known are {', '.join(FORMATS)}")
-    lines, result = FORMATS[kind](Order(model, adapter, out, quant, force, trust_remote_code))
+    if keep_adapter and kind != "ollama":
+        raise ConfigError(f"--keep-adapter is for --format ollama, not for {kind}")
+    order = Order(model, adapter, out, quant, force, trust_remote_code, keep_adapter)
+    lines, result = FORMATS[kind](order)
     screen = Screen(as_json)
     for line in lines:
         screen.say(line)
+    if "create" in result:  # how to go on
+        screen.command(*result["create"], indent="")
     screen.result({"format": kind, **result})

@@ -96,6 +96,7 @@ def stops(tokenizer: Any) -> list[str]:
     for token in sorted(set(tokenizer.eos_token_ids) & added):
         text = plain.decode([token])
         natural = _MARKUP.fullmatch(text) is not None and token == plain.eos_token_id
-        if not natural and not re.fullmatch(r"[\w\s]*", text) and holds(text) and "\n" not in text:
+        word = re.fullmatch(r"[\w\s]*", text) is not None
+        if not natural and not word and holds(text) and not set('"\n') & set(text):
             found.append(text)
     return found

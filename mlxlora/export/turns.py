@@ -245,9 +245,9 @@ def _think(prober: Prober, turns: Turns) -> None:
         try:
             start, other = prober.gaps("u", enable_thinking=wish)
         except Refused:
-            return
+            break
         if start != opened or not other.startswith(turns.user.after):
-            return
+            break
         if wish and other != asked:  # by default it is off: then that is how it stays
             turns.prompt_off = turns.prompt
         elif not wish:

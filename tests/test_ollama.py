@@ -144,7 +144,7 @@ def test_the_last_line_is_the_command_to_go_on_with(model, adapter, tmp_path):
     last = done.output.splitlines()[-1]
     assert last.startswith("ollama create it-s-mine -f ")
     assert shlex.split(last)[-1] == str(out / "Modelfile")
-    assert "36 of 36 conversations" in done.output
+    assert "renders 36 of 36 conversations as" in done.output
 
 
 def test_keep_adapter_is_for_ollama_alone(model, adapter, tmp_path):

@@ -18,7 +18,8 @@ from gguf.quants import dequantize
 from mlxlora.base import Base, open_model, open_tokenizer
 from mlxlora.errors import ExportError
 from mlxlora.export import gguf_quant
-from mlxlora.export.gguf_families import family_of, shape_of
+from mlxlora.export.gguf_families import family_of
+from mlxlora.export.gguf_keys import shape_of
 from mlxlora.export.gguf_layout import Layout, file_tensors
 from mlxlora.export.gguf_tokenizer import vocabulary
 from mlxlora.export.merged import Merged

@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 
 from mlxlora.errors import ExportError
 from mlxlora.export import gguf_quant
-from mlxlora.export.gguf_families import Family, Shape, Tensor, family_of, shape_of
+from mlxlora.export.gguf_families import Family, Tensor, family_of
+from mlxlora.export.gguf_keys import Shape, shape_of
 from mlxlora.lora.layers import weight_shape
 from mlxlora.quantized import QUANTIZED
 

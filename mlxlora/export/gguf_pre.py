@@ -55,12 +55,18 @@ class Pre:
 
     name: str
     ignores_merges: bool = False
+    but: str = ""  # where it cuts otherwise all the same
 
 
 def _regex(pattern: str) -> tuple[Cut, ...]:
     return (("split", pattern, "Isolated"), _BYTES)
 
 
+# Its two regular expressions stand for classes of letters that its engine does not know.
+_LATIN = (
+    "llama.cpp's {} cuts words with combining marks (Devanagari, Thai) or with capitals inside "
+    "(other than A to Z) at other places than this tokenizer"
+)
 _LLAMA_BPE = (Pre("llama-bpe", True), Pre("smaug-bpe"))
 
 # The cuts a tokenizer makes, in order -> what makes them in llama.cpp.
@@ -71,8 +77,8 @@ KNOWN: dict[tuple[Cut, ...], tuple[Pre, ...]] = {
     _regex(CL100K): _LLAMA_BPE,
     _regex(QWEN2): (Pre("qwen2"),),
     _regex(QWEN35): (Pre("qwen35"),),
-    _regex(GPT4O): (Pre("gpt-4o"),),
-    _regex(TEKKEN): (Pre("tekken", True),),
+    _regex(GPT4O): (Pre("gpt-4o", but=_LATIN.format("gpt-4o")),),
+    _regex(TEKKEN): (Pre("tekken", True, _LATIN.format("tekken")),),
     _regex(SEED): (Pre("seed-coder"),),
 }
 

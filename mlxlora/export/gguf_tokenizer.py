@@ -93,7 +93,7 @@ def _check_model(model: Mapping[str, Any]) -> None:
 def _byte_level(whole: Mapping[str, Any], theirs: Any) -> Vocabulary:
     model = whole["model"]
     pre = _choose(recognize(whole.get("pre_tokenizer")), whole)
-    notes = []
+    notes = [pre.but] if pre.but else []
     for kind in _kinds(whole.get("normalizer"), "normalizers"):
         if kind["type"] != "NFC":
             raise ExportError(f"the tokenizer normalizes text ({kind['type']}); llama.cpp does not")
@@ -151,7 +151,7 @@ def _space_prefix(whole: Mapping[str, Any], theirs: Any, notes: list[str]) -> bo
         *_kinds(whole.get("normalizer"), "normalizers"),
         *_kinds(whole.get("pre_tokenizer"), "pretokenizers"),
     ]
-    replaced, scheme = False, "never"
+    replaced, scheme, kind = False, "never", ""
     for step in steps:
         kind = step["type"]
         if kind == "Prepend" and step.get("prepend") == SPACE:
@@ -174,14 +174,21 @@ def _space_prefix(whole: Mapping[str, Any], theirs: Any, notes: list[str]) -> bo
             )
     if not replaced:
         raise ExportError(f"the tokenizer does not write spaces as {SPACE}, as llama.cpp does")
-    if scheme == "first":
+    if scheme == "first":  # and llama.cpp knows only: everywhere, or nowhere
         chats = bool(getattr(theirs, "chat_template", None))
         notes.append(
-            "the tokenizer puts a space before the first word only; llama.cpp can put it "
-            + ("nowhere (written so, as chats begin with a special token)" if chats else "")
-            + ("" if chats else "there and after every special token (written so)")
+            "the tokenizer puts a space before a text's first word, but not after special tokens; "
+            + (
+                "written is that llama.cpp puts none, as chats begin with special tokens"
+                if chats
+                else "llama.cpp puts one after those too"
+            )
         )
         return not chats
+    if scheme == "always" and kind == "Metaspace":
+        notes.append(
+            "before text that begins with a space llama.cpp puts another, and this tokenizer none"
+        )
     return scheme == "always"
 
 

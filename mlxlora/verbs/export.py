@@ -64,6 +64,27 @@ def gguf(order: Order) -> tuple[list[str], dict[str, Any]]:
     return [first, *done.notes], asdict(done)
 
 
+def gguf_lora(order: Order) -> tuple[list[str], dict[str, Any]]:
+    """Returns (lines to show, the result)."""
+    from mlxlora.console import size
+    from mlxlora.export.gguf_lora import write
+    from mlxlora.lora.adapter import Adapter
+
+    if order.adapter is None:
+        raise ConfigError("--format gguf-lora writes an adapter; pass --adapter")
+    if order.quant is not None:
+        raise ConfigError("--format gguf-lora has no --quant: adapters are written in float32")
+    done = write(
+        order.model,
+        Adapter.load(order.adapter),
+        order.out,
+        force=order.force,
+        trust_remote_code=order.trust_remote_code,
+    )
+    first = f"{done.path}: {size(done.bytes)}, {done.layers} layers, rank {done.rank}"
+    return [first, *done.notes], asdict(done)
+
+
 def ollama(order: Order) -> tuple[list[str], dict[str, Any]]:
     """Returns (lines to show, the result)."""
     from mlxlora.console import size
@@ -81,14 +102,15 @@ def ollama(order: Order) -> tuple[list[str], dict[str, Any]]:
     )
     lines = [f"{done.path}: {size(done.bytes)}, {done.quant}"]
     if done.tried:
-        same = "the TEMPLATE renders as the chat template does"
-        lines.append(f"{done.equal} of {done.tried} conversations: {same}")
+        share = f"{done.equal} of {done.tried} conversations"
+        lines.append(f"the TEMPLATE renders {share} as the chat template does")
     return [*lines, *done.notes], asdict(done)
 
 
 FORMATS: dict[str, Callable[[Order], tuple[list[str], dict[str, Any]]]] = {
     "peft": peft,
     "gguf": gguf,
+    "gguf-lora": gguf_lora,
     "ollama": ollama,
 }
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from chat_templates import CHATML_DEFAULT, FAMILIES, QWEN_DEFAULT, tokenizer_of
-from conftest import randomized, write_tokenizer
+from conftest import DENSE, randomized, write_model, write_tokenizer
 from gguf import GGUFReader
 from test_modelfile import parsed
 from typer.testing import CliRunner
@@ -162,3 +162,34 @@ def test_keep_adapter_is_for_ollama_alone(model, adapter, tmp_path):
     done = CliRunner().invoke(app, [*map(str, words), "--keep-adapter"])
     assert isinstance(done.exception, ConfigError)
     assert "--keep-adapter is for --format ollama" in str(done.exception)
+
+
+@pytest.mark.llama
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["chatml", "llama 2", "llama 3", "gemma", "zephyr"])
+def test_llama_cpp_sees_the_tokens_that_were_trained(name, tmp_path):
+    """What Ollama hands to llama.cpp, beside what training makes of the same conversation."""
+    pytest.importorskip("llama_cpp")
+    import llama
+
+    family = FAMILIES[name]
+    source = write_model(tmp_path / "model", {**DENSE, "vocab_size": 270})
+    tokenizer = tokenizer_of(source, family)
+    write(source, None, tmp_path / "out", "f16")
+    said = dict(modelfile(tmp_path / "out"))
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi there!"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Bye."},
+    ]
+    render = tokenizer.apply_chat_template
+    text = render(messages, tokenize=False, add_generation_prompt=True)
+    trained = tokenizer._tokenizer.encode(text, add_special_tokens=False)
+    prompt = rendered(said["template"], messages, said.get("system", "")).encode()
+    with llama.loaded(tmp_path / "out" / "model.gguf") as model:
+        seen = model.tokenize(prompt, add_bos=True, special=True)  # a BOS if the GGUF wants one
+    if name == "zephyr":  # which is said in a note: its tokenizer adds one, its template does not
+        assert seen[0] == tokenizer._tokenizer.bos_token_id
+        seen = seen[1:]
+    assert seen == trained

@@ -6,9 +6,9 @@ shard. The directory appears whole or not at all.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlxlora.errors import ExportError
 from mlxlora.files import atomic_directory, refuse_existing, save_tensors, write_json
 
+Kind = Literal["mlx", "pt"]  # which numbers' layout and names, in the words of the metadata
 SHARD_BYTES = 4 << 30
 SPARE_BYTES = 64 << 20  # of disk, beyond the estimate
 _OURS = {"config.json", "model.safetensors.index.json", "README.md"}  # not copied
@@ -30,34 +31,45 @@ def write_model(
     source: Path,
     expected_bytes: int,
     finish: Callable[[Path], None] = lambda directory: None,
+    *,
+    kind: Kind = "mlx",
+    without: Set[str] = frozenset(),
 ) -> int:
-    """Write a model that mlx-lm loads; return the bytes of its tensors.
+    """Write a model that mlx-lm loads, or transformers; return the bytes of its tensors.
 
-    source is the base's directory, for tokenizer, template and generation config. finish is
+    source is the base's directory, for tokenizer, template and generation config, all but the
+    files named in without. kind: what the safetensors files say they are made for. finish is
     called with the directory when all is in it and it has not got its name yet; if it raises,
     nothing is left. Raises ExportError if directory exists or the disk has no room for
     expected_bytes.
     """
     refuse_existing(directory)
     with atomic_directory(directory) as temporary:
-        free = shutil.disk_usage(temporary).free
-        if free < expected_bytes + SPARE_BYTES:
-            raise ExportError(
-                f"{directory} needs about {expected_bytes / 1e9:.1f} GB and the disk has "
-                f"{free / 1e9:.1f} GB free"
-            )
-        sizes = _write_shards(temporary, tensors)
+        check_room(temporary, expected_bytes, directory)
+        sizes = _write_shards(temporary, tensors, kind)
         write_json(temporary / "config.json", dict(sorted(config.items())))
-        copy_companions(source, temporary)
+        copy_companions(source, temporary, without)
         finish(temporary)
     return sum(sizes.values())
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy tokenizer, template, generation config and licence byte for byte, writable."""
+def check_room(place: Path, size: int, name: Path) -> None:
+    """Raise ExportError if the disk that place is on has no room for so many bytes of name."""
+    free = shutil.disk_usage(place).free
+    if free < size + SPARE_BYTES:
+        raise ExportError(
+            f"{name} needs about {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free"
+        )
+
+
+def copy_companions(source: Path, target: Path, without: Set[str] = frozenset()) -> None:
+    """Copy tokenizer, template, generation config and licence byte for byte, writable.
+
+    without: the names of files to leave.
+    """
     for pattern in _COPIED:
         for file in source.glob(pattern):
-            if file.name not in _OURS and file.is_file():
+            if file.name not in _OURS | without and file.is_file():
                 shutil.copyfile(file, target / file.name)
 
 
@@ -68,27 +80,34 @@ def taken_tensors(model: nn.Module) -> dict[str, mx.array]:
     return tensors
 
 
-def _write_shards(directory: Path, tensors: Iterator[tuple[str, mx.array]]) -> dict[str, int]:
-    """Returns tensor name -> bytes. Shards get their final names once their number is known."""
+def _write_shards(
+    directory: Path, tensors: Iterator[tuple[str, mx.array]], kind: Kind
+) -> dict[str, int]:
+    """Returns tensor name -> bytes. Shards get their final names once their number is known.
+
+    By the custom of Hugging Face (kind "pt"), a file that is the only one has no index beside it.
+    """
     sizes: dict[str, int] = {}
     homes: dict[str, int] = {}
     shard: dict[str, mx.array] = {}
     held = count = 0
     for name, array in tensors:
         if shard and held + array.nbytes > SHARD_BYTES:
-            _write_shard(directory, count, shard)
+            _write_shard(directory, count, shard, kind)
             held, count = 0, count + 1
         mx.eval(array)
         shard[name], sizes[name], homes[name] = array, array.nbytes, count
         held += array.nbytes
         del array
-    _write_shard(directory, count, shard)
+    _write_shard(directory, count, shard, kind)
     names = [
         "model.safetensors" if count == 0 else f"model-{n + 1:05d}-of-{count + 1:05d}.safetensors"
         for n in range(count + 1)
     ]
     for number, name in enumerate(names):
         (directory / f"part-{number}").rename(directory / name)
+    if kind == "pt" and count == 0:
+        return sizes
     index = {
         "metadata": {"total_size": sum(sizes.values())},
         "weight_map": {name: names[homes[name]] for name in sorted(homes)},
@@ -97,7 +116,7 @@ def _write_shards(directory: Path, tensors: Iterator[tuple[str, mx.array]]) -> d
     return sizes
 
 
-def _write_shard(directory: Path, number: int, shard: dict[str, mx.array]) -> None:
-    save_tensors(directory / f"part-{number}", shard, {"format": "mlx"})
+def _write_shard(directory: Path, number: int, shard: dict[str, mx.array], kind: Kind) -> None:
+    save_tensors(directory / f"part-{number}", shard, {"format": kind})
     shard.clear()
     mx.clear_cache()

@@ -46,6 +46,26 @@ def peft(order: Order) -> tuple[list[str], dict[str, Any]]:
     return [first, *done.notes], asdict(done)
 
 
+def hf(order: Order) -> tuple[list[str], dict[str, Any]]:
+    """Returns (lines to show, the result)."""
+    from mlxlora.console import size
+    from mlxlora.export.huggingface import write
+    from mlxlora.files import refuse_existing
+    from mlxlora.lora.adapter import Adapter
+
+    refuse_existing(order.out)
+    done = write(
+        order.model,
+        Adapter.load(order.adapter) if order.adapter is not None else None,
+        order.out,
+        order.quant,
+        force=order.force,
+        trust_remote_code=order.trust_remote_code,
+    )
+    first = f"{done.path}: {size(done.bytes)}, {done.tensors} tensors, {done.dtype}"
+    return [first, *done.notes], asdict(done)
+
+
 def gguf(order: Order) -> tuple[list[str], dict[str, Any]]:
     """Returns (lines to show, the result)."""
     from mlxlora.console import size
@@ -109,6 +129,7 @@ def ollama(order: Order) -> tuple[list[str], dict[str, Any]]:
 
 FORMATS: dict[str, Callable[[Order], tuple[list[str], dict[str, Any]]]] = {
     "peft": peft,
+    "hf": hf,
     "gguf": gguf,
     "gguf-lora": gguf_lora,
     "ollama": ollama,

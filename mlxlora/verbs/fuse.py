@@ -7,6 +7,8 @@ import typer
 
 from mlxlora.errors import ConfigError
 from mlxlora.verbs.fidelity import MaxKl, Measured, ProofRows, figures, proof, show
+from mlxlora.verbs.install import Install, check
+from mlxlora.verbs.install import install as copy
 from mlxlora.verbs.options import AsJson, Force, Model, Trust
 
 
@@ -27,6 +29,7 @@ def fuse(
     data: ProofRows = None,
     max_kl: MaxKl = None,
     measured: Measured = True,
+    install: Install = None,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -38,6 +41,7 @@ def fuse(
 
     if bits not in ("default", "keep", "none") and not bits.isdigit():
         raise ConfigError(f"--bits must be keep, none, 4, 5, 6 or 8, not {bits!r}")
+    check(install, out)
     wish: Any = int(bits) if bits.isdigit() else bits
     screen = Screen(as_json)
     done = write(
@@ -53,5 +57,6 @@ def fuse(
     screen.say(f"{done.path}: {size(done.bytes)}, {what}, {done.bits}")
     if done.fidelity is not None:
         show(screen, done.fidelity, "fused")
+    there = copy(screen, install, done.path)
     told = {"path": done.path, "bytes": done.bytes, "layers": done.layers, "bits": done.bits}
-    screen.result({**told, **figures(done.fidelity)})
+    screen.result({**told, **figures(done.fidelity), **there})

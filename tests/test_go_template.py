@@ -1,7 +1,6 @@
 """The evaluator beside Go's own engine."""
 
 import pytest
-from go_engine import go  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,13 +42,13 @@ def chat(messages: list[tuple[str, str]]) -> dict:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_evaluator_agrees_with_go(name, go):  # noqa: F811
+def test_the_evaluator_agrees_with_go(name, go):
     template = TEMPLATES[name]
     expected = go(template, [chat(messages) for messages in CHATS])["texts"]
     assert [GoTemplate(template).execute(data(messages)) for messages in CHATS] == expected
 
 
-def test_literals_are_those_texts_in_go(go):  # noqa: F811
+def test_literals_are_those_texts_in_go(go):
     texts = [
         "{",
         "{{",

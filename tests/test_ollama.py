@@ -99,7 +99,10 @@ def test_an_adapter_that_is_not_given_is_not_kept_apart(model, tmp_path):
 def test_a_chat_template_that_cannot_be_said_leaves_nothing(model, tmp_path):
     source = shutil.copytree(model, tmp_path / "shouting")
     write_tokenizer(source, "{% for m in messages %}{{ m.content | upper }}{% endfor %}")
-    with pytest.raises(ExportError, match="even one question"):
+    with pytest.raises(ExportError, match=r"even one question.*export --format gguf instead"):
+        write(source, None, tmp_path / "out")
+    write_tokenizer(source, "{% for m in messages %}{{ m.content * 2 }}{% endfor %}")
+    with pytest.raises(ExportError, match=r"every message once.*export --format gguf instead"):
         write(source, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -2,7 +2,6 @@
 
 import pytest
 from chat_templates import COUNTING, FAMILIES, IMPOSSIBLE, QWEN_DEFAULT, Family, tokenizer_of
-from go_engine import go  # noqa: F401
 
 from mlxlora.errors import ExportError
 from mlxlora.export.go_check import compare, conversations, rendered
@@ -45,7 +44,7 @@ def test_the_template_renders_every_conversation_as_the_chat_template_does(name,
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_go_renders_the_template_as_the_evaluator_does(name, made, go):  # noqa: F811
+def test_go_renders_the_template_as_the_evaluator_does(name, made, go):
     _, turns, text = made(name)
     chats, expected = [], []
     for messages, options in conversations().values():
@@ -57,7 +56,7 @@ def test_go_renders_the_template_as_the_evaluator_does(name, made, go):  # noqa:
 
 
 @pytest.mark.parametrize("name", ["chatml, thinking", "always thinking"])
-def test_ollama_learns_from_the_template_what_stands_around_thinking(name, made, go):  # noqa: F811
+def test_ollama_learns_from_the_template_what_stands_around_thinking(name, made, go):
     assert go(made(name)[2], [])["tags"] == ["<think>", "</think>"]
 
 

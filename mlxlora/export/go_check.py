@@ -14,6 +14,9 @@ from mlxlora.export.turns import Prober, Refused
 
 Messages = list[dict[str, str]]
 PLAINEST = "one turn"
+REMEDY = (
+    "export --format gguf instead: newer versions of Ollama run the chat template that is in it"
+)
 
 
 @dataclass
@@ -67,8 +70,7 @@ def compare(prober: Prober, text: str, system: str = "") -> Compared:
     if PLAINEST not in done.equal:
         raise ExportError(
             "the chat template cannot be said as an Ollama TEMPLATE: even one question comes out "
-            f"different, {done.first or 'refused'}. Export --format gguf instead: newer versions "
-            "of Ollama run the chat template that is in it"
+            f"different, {done.first or 'refused'}; {REMEDY}"
         )
     return done
 

@@ -8,10 +8,10 @@ from typing import Any
 from mlxlora.base import open_tokenizer
 from mlxlora.errors import ExportError, ModelError
 from mlxlora.export import gguf, gguf_lora
-from mlxlora.export.go_check import compare
+from mlxlora.export.go_check import REMEDY, compare
 from mlxlora.export.go_turns import go_template
 from mlxlora.export.modelfile import holds, modelfile, parameters, stops
-from mlxlora.export.turns import Prober, find
+from mlxlora.export.turns import Prober, Refused, find
 from mlxlora.files import atomic_directory, refuse_existing
 from mlxlora.lora.adapter import Adapter
 from mlxlora.model_files import check_directory, read_config
@@ -85,10 +85,11 @@ def write(
     )
     options = {"force": force, "trust_remote_code": trust_remote_code}
     with atomic_directory(out) as temporary:
+        notes = list(template.notes)
+        if keep_adapter and adapter is not None:  # first: it is small, and may be refused
+            notes += gguf_lora.write(model, adapter, temporary / ADAPTER, **options).notes
         merged = None if keep_adapter else adapter
-        written = gguf.write(model, merged, temporary / MODEL, quant, **options)
-        if keep_adapter and adapter is not None:
-            gguf_lora.write(model, adapter, temporary / ADAPTER, **options)
+        notes += gguf.write(model, merged, temporary / MODEL, quant, **options).notes
         (temporary / MODELFILE).write_text(text, "utf-8")
         size = sum(file.stat().st_size for file in temporary.glob("*.gguf"))
     return Exported(
@@ -99,7 +100,7 @@ def write(
         tried=template.tried,
         different=template.different,
         create=["ollama", "create", model_name(out), "-f", str(out / MODELFILE)],
-        notes=[*template.notes, *written.notes],
+        notes=notes,
     )
 
 
@@ -109,7 +110,10 @@ def template_of(tokenizer: Any) -> Template:
         note = "this model has no chat template; its TEMPLATE is the bare prompt"
         return Template(PROMPT, notes=[note])
     prober = Prober(tokenizer)
-    turns = find(prober)
+    try:
+        turns = find(prober)
+    except Refused as error:
+        raise ExportError(f"no Ollama TEMPLATE can be made: {error}; {REMEDY}") from error
     text = go_template(turns)
     system = turns.system.default if turns.system is not None else ""
     if not holds(system):  # then the TEMPLATE alone has it

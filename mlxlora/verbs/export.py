@@ -128,8 +128,8 @@ def ollama(order: Order) -> tuple[list[str], dict[str, Any]]:
 
 
 FORMATS: dict[str, Callable[[Order], tuple[list[str], dict[str, Any]]]] = {
-    "peft": peft,
     "hf": hf,
+    "peft": peft,
     "gguf": gguf,
     "gguf-lora": gguf_lora,
     "ollama": ollama,

@@ -69,6 +69,18 @@ REASONER = (  # the answer always begins with its thinking
     "{{ m.content.split('</think>')[-1] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}"
 )
+SWITCHED = """[start]{%- set ns = namespace(last=-1) -%}
+{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{%- set off = enable_thinking is defined and not enable_thinking -%}
+{%- for m in messages -%}<|{{ m.role }}|>{{ '\\n' }}
+{%- if m.role == 'assistant' -%}
+{{- '<think>' + (m.reasoning_content or '' if loop.index0 > ns.last else '') + '</think>\\n' }}
+{{- m.content.strip() }}
+{%- else -%}{{ m.content }}{{ '/nothink' if off and m.role == 'user' else '' }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>
+{{- '\\n<think></think>' if off else '' }}{%- endif -%}"""
 LLAMA3 = (
     "{% for m in messages %}{{ (bos_token if loop.first else '') + '<|start_header_id|>' + m.role"
     " + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
@@ -156,6 +168,9 @@ FAMILIES = {
     "always thinking": Family(
         REASONER, ("<|User|>", "<|Assistant|>", "<|end|>", "<think>", "</think>"), "<|end|>",
         "<|begin|>",
+    ),
+    "thinking, switched by the question": Family(
+        SWITCHED, ("<|user|>", "<|assistant|>", "<think>", "</think>"), "<|user|>"
     ),
     "llama 3": Family(LLAMA3, LL, "<|end_of_text|>", "<|begin_of_text|>"),
     "llama 3, dated": Family(LLAMA3_DATED, LL, "<|end_of_text|>", "<|begin_of_text|>"),

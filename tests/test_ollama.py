@@ -69,7 +69,7 @@ def test_the_directory_has_the_merged_model_and_a_modelfile(model, adapter, tmp_
         asked, tokenize=False, add_generation_prompt=True
     )
     assert rendered(template, asked, QWEN_DEFAULT) == rendered(template, asked) == expected
-    assert (done.equal, done.tried, done.different) == (36, 36, [])
+    assert (done.equal, done.tried, done.different) == (37, 37, [])
     assert done.create == [
         "ollama", "create", "my-tune", "-f", str(tmp_path / "My tune" / "Modelfile")
     ]  # fmt: skip
@@ -120,7 +120,7 @@ def test_a_default_that_a_modelfile_cannot_hold_is_in_the_template_alone(model, 
     write_tokenizer(source, CHATML_DEFAULT.replace(QWEN_DEFAULT, 'Say\u00a0"""yes"""\nor no.'))
     done = write(source, None, tmp_path / "out")
     said = dict(modelfile(tmp_path / "out"))
-    assert "system" not in said and (done.equal, done.different) == (36, [])
+    assert "system" not in said and (done.equal, done.different) == (37, [])
     text = rendered(said["template"], [{"role": "user", "content": "Hi."}])
     assert text.startswith('<|im_start|>system\nSay\u00a0"""yes"""\nor no.<|im_end|>\n')
 
@@ -147,7 +147,7 @@ def test_the_last_line_is_the_command_to_go_on_with(model, adapter, tmp_path):
     last = done.output.splitlines()[-1]
     assert last.startswith("ollama create it-s-mine -f ")
     assert shlex.split(last)[-1] == str(out / "Modelfile")
-    assert "renders 36 of 36 conversations as" in done.output
+    assert "renders 37 of 37 conversations as" in done.output
 
 
 def test_keep_adapter_is_for_ollama_alone(model, adapter, tmp_path):

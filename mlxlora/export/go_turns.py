@@ -108,17 +108,16 @@ class _Writer:
     def _before_answer(self) -> str:
         """Ollama takes the texts of the last list that shows .Thinking for the tags around it."""
         turns, around = self.turns, self.turns.thinking
-        before, thought, cases = literal(turns.assistant.before), "", []
+        before, continued = turns.assistant.before, turns.continued
+        thought = [around.before, turns.prompt] if around is not None else []
+        same = len(os.path.commonprefix([before, continued, *thought]))
+        cases = []
         if around is not None:
-            thought = literal(around.before) + "{{ .Thinking }}" + literal(around.after)
-        if turns.continued.startswith(turns.assistant.before):
-            rest = literal(turns.continued.removeprefix(turns.assistant.before))
-            cases = [("and $last .Thinking", thought), ("$last", rest)]
-            return before + _choose([case for case in cases if case[1]], "")
-        if thought:
-            thought = before + _choose([(".Thinking", thought)], "")
-            cases.append(("and $last .Thinking", thought))
-        return _choose([*cases, ("$last", literal(turns.continued))], before)
+            tagged = literal(around.before[same:]) + "{{ .Thinking }}" + literal(around.after)
+            cases.append(("and $last .Thinking", tagged))
+        if continued != before:
+            cases.append(("$last", literal(continued[same:])))
+        return literal(before[:same]) + _choose(cases, literal(before[same:]))
 
     def _prompt(self) -> str:
         on, off = self.turns.prompt, self.turns.prompt_off

@@ -52,7 +52,7 @@ class System:
 class Thinking:
     """What stands around an answer's thinking."""
 
-    before: str
+    before: str  # in place of assistant.before
     after: str
 
 
@@ -256,15 +256,14 @@ def _think(prober: Prober, turns: Turns) -> None:
 
 
 def _tags(prober: Prober, turns: Turns) -> Thinking | None:
-    begins = turns.user.after + turns.assistant.before
     messages = [
         {"role": "user", "content": mark(0)},
         {"role": "assistant", "reasoning_content": mark(1), "content": mark(2)},
     ]
     try:
         order, texts = split(prober.render(messages, add_generation_prompt=False), 3)
-        if order == [0, 1, 2] and texts[1].startswith(begins):
-            return Thinking(texts[1][len(begins) :], texts[2])
+        if order == [0, 1, 2] and texts[1].startswith(turns.user.after):
+            return Thinking(texts[1].removeprefix(turns.user.after), texts[2])
     except Refused:
         pass
     opens = getattr(prober.tokenizer, "think_start", None)
@@ -272,7 +271,7 @@ def _tags(prober: Prober, turns: Turns) -> Thinking | None:
     rest = turns.prompt.removeprefix(turns.assistant.before)
     if opens and closes and rest.strip() == opens:  # the prompt has the answer begin with it
         line = rest[len(rest.rstrip()) :]
-        return Thinking(rest, f"{line}{closes}{line * 2}")
+        return Thinking(turns.prompt, f"{line}{closes}{line * 2}")
     return None
 
 

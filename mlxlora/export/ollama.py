@@ -5,15 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mlx.nn as nn
+
 from mlxlora.base import open_tokenizer
 from mlxlora.errors import ExportError, ModelError
 from mlxlora.export import gguf, gguf_lora
+from mlxlora.export.fidelity import Fidelity
 from mlxlora.export.go_check import REMEDY, compare
 from mlxlora.export.go_turns import go_template
 from mlxlora.export.modelfile import holds, modelfile, parameters, stops
+from mlxlora.export.proof import PROOF, Proof
 from mlxlora.export.turns import Prober, Refused, find
 from mlxlora.files import atomic_directory, refuse_existing
 from mlxlora.lora.adapter import Adapter
+from mlxlora.lora.attach import attach
 from mlxlora.model_files import check_directory, read_config
 from mlxlora.model_files import find as find_model
 from mlxlora.readers import read_json
@@ -48,6 +53,7 @@ class Exported:
     different: list[str]
     create: list[str]  # the command to go on with
     notes: list[str]
+    fidelity: Fidelity | None = None
 
 
 def write(
@@ -57,12 +63,14 @@ def write(
     quant: str = QUANT,
     *,
     keep_adapter: bool = False,
+    proof: Proof | None = PROOF,
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> Exported:
     """Write the directory, whole or not at all.
 
-    keep_adapter: the base and the adapter as files of their own, instead of one merged. Raises
+    keep_adapter: the base and the adapter as files of their own, instead of one merged. proof:
+    what the GGUF of the model is measured by, which is the base alone with keep_adapter. Raises
     ExportError for a chat template of which not even one question comes out the same, and what
     gguf.write and gguf_lora.write raise.
     """
@@ -89,7 +97,7 @@ def write(
         if keep_adapter and adapter is not None:  # first: it is small, and may be refused
             notes += gguf_lora.write(model, adapter, temporary / ADAPTER, **options).notes
         merged = None if keep_adapter else adapter
-        notes += gguf.write(model, merged, temporary / MODEL, quant, **options).notes
+        done = gguf.write(model, merged, temporary / MODEL, quant, proof=proof, **options)
         (temporary / MODELFILE).write_text(text, "utf-8")
         size = sum(file.stat().st_size for file in temporary.glob("*.gguf"))
     return Exported(
@@ -100,8 +108,19 @@ def write(
         tried=template.tried,
         different=template.different,
         create=["ollama", "create", model_name(out), "-f", str(out / MODELFILE)],
-        notes=notes,
+        notes=[*notes, *done.notes],
+        fidelity=done.fidelity,
     )
+
+
+def written(
+    out: Path, source: Path, adapter: Adapter | None = None, trust_remote_code: bool = False
+) -> nn.Module:
+    """The model in source with the weights that write() wrote. adapter: the one kept apart."""
+    model = gguf.written(out / MODEL, source, trust_remote_code)
+    if adapter is not None:
+        attach(model, adapter)
+    return model
 
 
 def template_of(tokenizer: Any) -> Template:

@@ -122,8 +122,8 @@ def conversations() -> dict[str, tuple[Messages, dict[str, Any]]]:
     found["an answer to go on with"] = answered, go_on
     found["an answer with its thinking, to go on with"] = thought, go_on
     found["an earlier answer with its thinking"] = [*thought, _said("user", "Go on.")], {}
-    again = [*answered, _said("user", "Who?")]
-    found["thinking turned off, two turns"] = again, {"enable_thinking": False}
+    asked = [*answered, _said("user", "Who?")]
+    found["thinking turned off, two turns"] = asked, {"enable_thinking": False}
     found["thinking turned on"] = one, {"enable_thinking": True}
     found["thinking turned off"] = one, {"enable_thinking": False}
     return found

@@ -1,108 +1,30 @@
-"""The names and shapes that transformers has for weights that mlx-lm renamed, stacked or split.
+"""Which steps give transformers' names and shapes back: the inverse of each sanitize() in mlx-lm.
 
-The inverse of each architecture's sanitize() in mlx-lm, as steps over a stream of tensors; what
-is written is the layout that models are published in, which transformers of every version reads.
-A family is in the table only if its inverse is known; round_trip() has mlx-lm itself undo it.
-Families that transformers does not know (their Python comes with the model) are left out, and
-so are those from which sanitize() takes something away for good.
+What is written is the layout that models are published in, which transformers of every version
+reads. A family is in the table only if its inverse is known (hf_proof.py has mlx-lm itself undo
+it). Left out are families that transformers does not know (their Python comes with the model),
+and those of which sanitize() takes something away for good: ernie4_5_moe's correction of its
+router, the numbers that falcon_h1 multiplies into its weights.
 """
 
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from mlxlora.errors import ExportError
-from mlxlora.lora.layers import weight_shape
-from mlxlora.quantized import QUANTIZED
-
-Tensors = Iterator[tuple[str, mx.array]]  # (name, array)
-Step = Callable[[Tensors], Tensors]
-
-PROVED_SIZE = 1 << 20  # numbers; of larger tensors only name and shape are tried at write time
-_EXACT = 2039  # a prime: numbers below, plus or minus 1, are exact in every type used here
-
-
-def renamed(pattern: str, name: str) -> Step:
-    """Names that match begin otherwise; name is a template of re.sub."""
-
-    def step(tensors: Tensors) -> Tensors:
-        for path, array in tensors:
-            yield re.sub(f"^{pattern}", name, path), array
-
-    return step
-
-
-def unstacked(pattern: str, name: str) -> Step:
-    """(experts, ...) one by one. name: a template, with * for the number of the expert."""
-
-    def step(tensors: Tensors) -> Tensors:
-        for path, array in tensors:
-            found = re.fullmatch(pattern, path)
-            if found is None:
-                yield path, array
-                continue
-            there = found.expand(name)
-            for number in range(array.shape[0]):
-                yield there.replace("*", str(number)), array[number]
-
-    return step
-
-
-def changed(pattern: str, change: Callable[[mx.array], mx.array]) -> Step:
-    """Other numbers, or another shape, under the same name."""
-
-    def step(tensors: Tensors) -> Tensors:
-        for path, array in tensors:
-            yield path, change(array) if re.fullmatch(pattern, path) else array
-
-    return step
-
-
-def joined(
-    first: str, second: str, name: str, join: Callable[[mx.array, mx.array], mx.array]
-) -> Step:
-    """Two tensors of one module, by the ends of their names, as one; whichever comes first."""
-
-    def step(tensors: Tensors) -> Tensors:
-        waiting: dict[str, dict[str, mx.array]] = {}
-        for path, array in tensors:
-            end = next((e for e in (first, second) if path.endswith(f".{e}")), None)
-            if end is None:
-                yield path, array
-                continue
-            place = path.removesuffix(end)
-            pair = waiting.setdefault(place, {})
-            pair[end] = array
-            if len(pair) == 2:
-                del waiting[place]
-                yield place + name, join(pair[first], pair[second])
-        if waiting:
-            raise ExportError(f"{next(iter(waiting))}* comes without its other half")
-
-    return step
-
-
-def _latent(embed_q: mx.array, unembed_out: mx.array) -> mx.array:
-    """(heads, rank, k), (heads, v, rank) -> (heads * (k + v), rank), the keys of a head first."""
-    whole = mx.concatenate([embed_q.swapaxes(-1, -2), unembed_out], axis=1)
-    return whole.reshape(-1, whole.shape[-1])
-
-
-def _gate_up(gate: mx.array, up: mx.array) -> mx.array:
-    """(experts, n, in) twice -> (experts, 2 n, in)."""
-    return mx.concatenate([gate, up], axis=1)
-
-
-def _channels_first(weight: mx.array) -> mx.array:
-    """Of a depthwise convolution: (channels, width, 1) -> (channels, 1, width)."""
-    return weight.swapaxes(1, 2)
-
+from mlxlora.export.hf_steps import (
+    Step,
+    Tensors,
+    changed,
+    channels_first,
+    gate_up,
+    joined,
+    latent,
+    renamed,
+    unstacked,
+)
 
 PROJECTION = r"(gate_proj|up_proj|down_proj)\.(weight|bias)"
 EXPERTS = unstacked(rf"(.+\.mlp)\.switch_mlp\.{PROJECTION}", r"\1.experts.*.\2.\3")
@@ -112,22 +34,67 @@ OLD_EXPERTS = tuple(
     unstacked(rf"(.+\.block_sparse_moe)\.switch_mlp\.{new}\.(\w+)", rf"\1.experts.*.{old}.\2")
     for new, old in _W.items()
 )
-LATENT = joined("embed_q.weight", "unembed_out.weight", "kv_b_proj.weight", _latent)
-CONVOLUTION = changed(r".+\.conv1d\.weight", _channels_first)
+LATENT = joined("embed_q.weight", "unembed_out.weight", "kv_b_proj.weight", latent)
+
+
+FUSED_EXPERTS = (  # one parameter for all, whose name is no layer's and ends without .weight
+    joined(
+        "switch_mlp.gate_proj.weight", "switch_mlp.up_proj.weight", "experts.gate_up_proj", gate_up
+    ),
+    renamed(r"(.+)\.switch_mlp\.down_proj\.weight$", r"\1.experts.down_proj"),
+)
+GEMMA_EXPERTS = (
+    joined("switch_glu.gate_proj.weight", "switch_glu.up_proj.weight", "gate_up_proj", gate_up),
+    renamed(r"(.+)\.switch_glu\.down_proj\.weight$", r"\1.down_proj"),
+)
+FROM_ONE = changed(  # norms that transformers counts from 1, and mlx-lm from 0
+    r".+\.(input_layernorm|post_attention_layernorm|q_norm|k_norm)\.weight|model\.norm\.weight",
+    lambda weight: weight - 1,
+)
+CONVOLUTION = changed(r".+\.(conv1d|conv_1d|conv\.conv)\.weight", channels_first)
+GRANITE = (
+    joined(
+        "switch_mlp.gate_proj.weight", "switch_mlp.up_proj.weight", "input_linear.weight", gate_up
+    ),
+    renamed(r"(.+)\.switch_mlp\.down_proj\.", r"\1.output_linear."),
+)
 
 
 @dataclass(frozen=True)
 class Family:
-    """How models of one model_type are written. architecture: transformers' class."""
+    """How models of one model_type are written.
+
+    architecture: transformers' class. unlike: in what, with this config, mlx-lm computes something
+    else than transformers from the same weights.
+    """
 
     architecture: str
     steps: tuple[Step, ...] = ()
+    unlike: Callable[[Mapping[str, Any]], str | None] = lambda config: None  # why it is refused
 
     def there(self, tensors: Tensors) -> Tensors:
         """mlx-lm's tensors as transformers has them."""
         for step in self.steps:
             tensors = step(tensors)
         return tensors
+
+
+def _whole_heads_turned(config: Mapping[str, Any]) -> str | None:
+    if config.get("partial_rotary_factor", 0.5) == 1:
+        return None
+    return "mlx-lm rotates whole heads, and transformers a part of each (partial_rotary_factor)"
+
+
+def _experts_weighed(config: Mapping[str, Any]) -> str | None:
+    if config.get("num_experts", 16) == 1:
+        return None
+    return "mlx-lm lets the weights of a token's experts add up to 1, and transformers does not"
+
+
+def _groups_normed(config: Mapping[str, Any]) -> str | None:
+    if config.get("n_groups", config.get("mamba_n_groups", 1)) == 1:
+        return None
+    return "mlx-lm normalizes all groups of a recurrent block together, and transformers each alone"
 
 
 # model_type -> family. In the first group sanitize() renames and changes nothing.
@@ -148,7 +115,7 @@ FAMILIES: dict[str, Family] = {
     "olmo3": Family("Olmo3ForCausalLM"),
     "starcoder2": Family("Starcoder2ForCausalLM"),
     "stablelm": Family("StableLmForCausalLM"),
-    "glm": Family("GlmForCausalLM"),
+    "glm": Family("GlmForCausalLM", unlike=_whole_heads_turned),
     "glm4": Family("Glm4ForCausalLM"),
     "granite": Family("GraniteForCausalLM"),
     "helium": Family("HeliumForCausalLM"),
@@ -182,8 +149,11 @@ FAMILIES: dict[str, Family] = {
     ),
     # convolutions and recurrent blocks
     "mamba": Family("MambaForCausalLM", (CONVOLUTION,)),
-    "mamba2": Family("Mamba2ForCausalLM", (CONVOLUTION,)),
-    "lfm2": Family("Lfm2ForCausalLM", (changed(r".+\.conv\.conv\.weight", _channels_first),)),
+    "mamba2": Family("Mamba2ForCausalLM", (CONVOLUTION,), unlike=_groups_normed),
+    "lfm2": Family("Lfm2ForCausalLM", (CONVOLUTION,)),
+    "recurrent_gemma": Family("RecurrentGemmaForCausalLM", (CONVOLUTION,)),
+    "qwen3_5_text": Family("Qwen3_5ForCausalLM", (CONVOLUTION, FROM_ONE)),
+    "qwen3_5_moe_text": Family("Qwen3_5MoeForCausalLM", (*FUSED_EXPERTS, CONVOLUTION, FROM_ONE)),
     # experts
     "qwen2_moe": Family("Qwen2MoeForCausalLM", (EXPERTS,)),
     "qwen3_moe": Family("Qwen3MoeForCausalLM", (EXPERTS,)),
@@ -202,35 +172,61 @@ FAMILIES: dict[str, Family] = {
             renamed(r"(.+\.mlp)\.gate\.e_score_correction_bias$", r"\1.e_score_correction_bias"),
         ),
     ),
-    "granitemoe": Family(
-        "GraniteMoeForCausalLM",
+    "granitemoe": Family("GraniteMoeForCausalLM", GRANITE),
+    "granitemoehybrid": Family(
+        "GraniteMoeHybridForCausalLM",
         (
+            *GRANITE,
+            CONVOLUTION,
             joined(
-                "switch_mlp.gate_proj.weight",
-                "switch_mlp.up_proj.weight",
-                "input_linear.weight",
-                _gate_up,
+                "mlp.gate_proj.weight",
+                "mlp.up_proj.weight",
+                "shared_mlp.input_linear.weight",
+                lambda gate, up: mx.concatenate([gate, up]),
             ),
-            renamed(r"(.+)\.switch_mlp\.down_proj\.", r"\1.output_linear."),
+            renamed(r"(.+)\.mlp\.down_proj\.", r"\1.shared_mlp.output_linear."),
+        ),
+        unlike=_groups_normed,
+    ),
+    "gemma4_text": Family("Gemma4ForCausalLM", GEMMA_EXPERTS),
+    "lfm2_moe": Family(
+        "Lfm2MoeForCausalLM",
+        (
+            CONVOLUTION,
+            *(
+                unstacked(
+                    rf"(.+\.feed_forward)\.switch_mlp\.{new}\.weight", rf"\1.experts.*.{old}.weight"
+                )
+                for new, old in _W.items()
+            ),
+            *(renamed(rf"(.+\.feed_forward)\.{new}\.", rf"\1.{old}.") for new, old in _W.items()),
         ),
     ),
+    "nemotron_h": Family(
+        "NemotronHForCausalLM",
+        (
+            CONVOLUTION,
+            unstacked(r"(.+\.mixer)\.switch_mlp\.fc1\.weight", r"\1.experts.*.up_proj.weight"),
+            unstacked(r"(.+\.mixer)\.switch_mlp\.fc2\.weight", r"\1.experts.*.down_proj.weight"),
+        ),
+    ),
+    "minimax_m2": Family("MiniMaxM2ForCausalLM", OLD_EXPERTS),
+    "deepseek_v32": Family("DeepseekV32ForCausalLM", (EXPERTS, LATENT)),
+    "glm_moe_dsa": Family("GlmMoeDsaForCausalLM", (EXPERTS, LATENT)),
     "jamba": Family(
         "JambaForCausalLM",
         (
             CONVOLUTION,
             unstacked(rf"(.+\.feed_forward)\.switch_mlp\.{PROJECTION}", r"\1.experts.*.\2.\3"),
         ),
+        unlike=_experts_weighed,
     ),
     "qwen3_next": Family(
         "Qwen3NextForCausalLM",
         (
             EXPERTS,
             CONVOLUTION,
-            changed(
-                r".+\.(input_layernorm|post_attention_layernorm|q_norm|k_norm)\.weight"
-                r"|model\.norm\.weight",
-                lambda weight: weight - 1,
-            ),
+            FROM_ONE,
         ),
     ),
     # multi-latent attention
@@ -240,82 +236,25 @@ FAMILIES: dict[str, Family] = {
 }
 # Models that also see: of them mlx-lm has, and what is written is, the language model alone.
 # model_type -> that of the language model where the config does not say.
-SEEING = {"gemma3": "gemma3_text", "mistral3": None}
+SEEING = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "mistral3": None,
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}
 INNER = "language_model."  # the prefix of its weights in mlx-lm
 
 
-def family_of(kind: str) -> Family:
-    """Raises ExportError for a family whose inverse is not known."""
+def family_of(kind: str, config: Mapping[str, Any]) -> Family:
+    """Raises ExportError for a family whose inverse is not known, or that is not the same there."""
     if kind not in FAMILIES:
         raise ExportError(
             f"models of type {kind} cannot be written for transformers: how to undo what mlx-lm "
             "does to their weights is not known here. "
             "mlxlora fuse --bits none writes them for mlx-lm"
         )
+    reason = FAMILIES[kind].unlike(config)
+    if reason:
+        raise ExportError(f"this model of type {kind} would not be the same there: {reason}")
     return FAMILIES[kind]
-
-
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The model's parameters, unpacked where they are packed: name -> shape."""
-    modules = dict(model.named_modules())
-    found = {}
-    for name, array in tree_flatten(model.parameters()):
-        path, _, leaf = name.rpartition(".")
-        module = modules.get(path)
-        if not isinstance(module, QUANTIZED):
-            found[name] = tuple(array.shape)
-        elif leaf in ("weight", "bias"):
-            found[name] = weight_shape(module) if leaf == "weight" else tuple(array.shape)
-    return found
-
-
-def round_trip(model: nn.Module, family: Family) -> None:
-    """Raise ExportError unless mlx-lm makes of what family writes what the model has.
-
-    Tried with made-up numbers: the name and shape of every tensor, and the numbers themselves
-    of all that are at most PROVED_SIZE large. The model is not changed.
-    """
-    wanted = shapes(model)
-    made = {name: _made_up(n, shape) for n, (name, shape) in enumerate(wanted.items())}
-    try:
-        there = dict(family.there(iter(made.items())))
-        twin = type(model)(model.args)
-        back = twin.sanitize(there) if hasattr(twin, "sanitize") else there
-        back = dict(tree_flatten(back))
-        fault = _fault(wanted, back, set(shapes(twin)))
-    except Exception as error:  # of whatever kind a sanitize raises
-        fault = f"{type(error).__name__}: {error}"
-    if fault:
-        raise ExportError(
-            f"mlx-lm's {family.architecture} is not what was expected, so it cannot be written "
-            f"for transformers: {str(fault)[:300]}"
-        )
-
-
-def _fault(
-    wanted: Mapping[str, tuple[int, ...]], back: Mapping[str, mx.array], own: set[str]
-) -> str | None:
-    """What differs after the way there and back; None if nothing does."""
-    for names, what in ((back.keys() - wanted.keys(), "is new"), (own - back.keys(), "is missing")):
-        if names:
-            return f"{min(names)} {what}"
-    for number, (name, shape) in enumerate(wanted.items()):
-        if name not in back:
-            return f"{name} is lost"
-        if back[name].shape != shape:
-            return f"{name} is {back[name].shape} and was {shape}"
-        # Made once more: some sanitize() write into what they are given.
-        if math.prod(shape) <= PROVED_SIZE and not mx.array_equal(
-            back[name], _made_up(number, shape)
-        ):
-            return f"{name} holds other numbers"
-    return None
-
-
-def _made_up(number: int, shape: tuple[int, ...]) -> mx.array:
-    """Numbers that differ along every axis and from tensor to tensor; not computed yet."""
-    total: Any = mx.array(number * 97 + 1)
-    for axis, (size, factor) in enumerate(zip(shape, (31, 7, 3, 11), strict=False)):
-        along = mx.arange(size).reshape([-1 if other == axis else 1 for other in range(len(shape))])
-        total = total + along * factor
-    return mx.broadcast_to(total % _EXACT, shape).astype(mx.float16)

@@ -17,11 +17,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxlora.base import Base
+from mlxlora.base import SHELLS, Base
 from mlxlora.errors import ExportError
 from mlxlora.export.card import card
 from mlxlora.export.fidelity import Fidelity
-from mlxlora.export.hf_names import INNER, SEEING, Family, family_of, round_trip, shapes
+from mlxlora.export.hf_names import INNER, SEEING, Family, family_of
+from mlxlora.export.hf_proof import round_trip, shapes
 from mlxlora.export.merged import Merged
 from mlxlora.export.proof import FILE, PROOF, Proof, written
 from mlxlora.export.shards import write_model
@@ -37,12 +38,14 @@ LARGEST_F16 = 65504.0
 HEAD = re.compile(r"(.+\.)?(lm_head|embed_out)\.weight")
 # Of config.json: how the weights are packed, which they are not any more.
 PACKED = {"quantization", "quantization_config", "compression_config"}
-# Files about packed weights and about pictures.
-NOT_COPIED = {"hf_quant_config.json", "quantize_config.json"}
+# How many layers predict further tokens: none any more, since mlx-lm does not read them.
+AHEAD = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+# Files about packed weights, about what was written before, and about pictures.
+NOT_COPIED = {"hf_quant_config.json", "quantize_config.json", FILE}
 OF_PICTURES = {
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
 }
-# Of a config that leaves these to the class that reads it, whose defaults may change.
+# What a text_config may leave to the config around it, or to the class that reads it.
 SPELT_OUT = ("vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
@@ -120,9 +123,12 @@ class _Plan:
         self.notes: list[str] = []
         self.read = read_config(merged.source)  # as it is on disk: mlx-lm writes into its own
         self.inside = self.read["model_type"] in SEEING  # the model is one part of another
+        self.described = self.read.get("text_config") or {} if self.inside else self.read
         self.kind, self.family = self._family()
-        self.text: nn.Module = merged.model.language_model if self.inside else merged.model
-        round_trip(self.text, self.family)
+        shelled = INNER.strip(".") in merged.model
+        self.inner = INNER if shelled else ""  # what mlx-lm's names begin with
+        self.text: nn.Module = merged.model.language_model if shelled else merged.model
+        round_trip(merged.model, self.family, self.inner)
         self.shapes = shapes(self.text)
         self.own = _main_dtype(self.text)
         self.dtype = DTYPES[quant] if quant else self.own
@@ -139,23 +145,18 @@ class _Plan:
 
     def config(self) -> dict[str, Any]:
         """config.json: the base's, without what is no longer so."""
-        outer = {key: value for key, value in self.read.items() if key not in PACKED}
-        config = outer
+        config = {key: value for key, value in self.described.items() if key not in PACKED}
         if self.inside:
-            config = {k: v for k, v in outer["text_config"].items() if k not in PACKED}
-            for key, value in outer.items():
+            for key, value in self.read.items():
                 if key.endswith("_token_id") or key == "transformers_version":
                     config.setdefault(key, value)
-            for key in SPELT_OUT:
-                if key not in config and hasattr(self.text.args, key):
-                    config[key] = getattr(self.text.args, key)
+            own = {key: getattr(self.text.args, key, None) for key in SPELT_OUT}
+            config |= {key: value for key, value in own.items() if value is not None}
         config["model_type"] = self.kind
         config["architectures"] = [self.family.architecture]
         config["tie_word_embeddings"] = not any(map(HEAD.fullmatch, self.shapes))
         self._name_dtype(config)
-        for key in ("num_nextn_predict_layers", "mtp_num_hidden_layers"):
-            if config.get(key):
-                config[key] = 0
+        config |= {key: 0 for key in AHEAD if config.get(key)}
         if not any(self.merged.source.glob("*.py")):
             config.pop("auto_map", None)  # it names Python files that are not there
         return config
@@ -164,9 +165,8 @@ class _Plan:
         """(model_type, family) of what is written."""
         kind = self.read["model_type"]
         if self.inside:
-            text = self.read.get("text_config") or {}
-            inner = text.get("model_type") or SEEING[kind]
-            if inner is None or not text:
+            inner = self.described.get("model_type") or SEEING[kind]
+            if inner is None or not self.described:
                 raise ExportError(
                     f"config.json of this {kind} does not tell its text_config, with a "
                     "model_type, so it cannot be written for transformers"
@@ -177,11 +177,11 @@ class _Plan:
                 "a model that brings its own Python cannot be written for transformers; "
                 "mlxlora fuse --bits none writes it for mlx-lm"
             )
-        return kind, family_of(kind)
+        return kind, family_of(kind, self.described)
 
     def _inner(self) -> Iterator[tuple[str, mx.array]]:
         for name, array in self.merged.tensors():
-            yield (name.removeprefix(INNER) if self.inside else name), array
+            yield name.removeprefix(self.inner), array
             del array
 
     def _typed(self, name: str, array: mx.array) -> mx.array:
@@ -190,7 +190,7 @@ class _Plan:
             return array
         if array.dtype != self.own and array.dtype.size > self.dtype.size:
             return array
-        if self.dtype == mx.float16 and float(mx.abs(array).max()) > LARGEST_F16:
+        if self.dtype == mx.float16 and mx.any(mx.abs(array) > LARGEST_F16).item():
             raise ExportError(
                 f"{name} holds numbers that float16 has none for (above 65504); write bf16 or f32"
             )
@@ -206,9 +206,11 @@ class _Plan:
             self.notes.append(
                 f"the language model alone, as {self.kind}: mlx-lm does not read the part that sees"
             )
+        if self.kind in SHELLS:
+            self.notes.append(f"mlxlora loads a {self.kind}, mlx-lm does not")
         if self.merged.quantization is not None:
             self.notes.append("the base's packed weights are unpacked: no finer than they were")
-        if self.read.get("num_nextn_predict_layers") or self.read.get("mtp_num_hidden_layers"):
+        if any(self.described.get(key) for key in AHEAD):
             self.notes.append("without the layers that predict further tokens: mlx-lm drops them")
 
 

@@ -182,8 +182,7 @@ class _Plan:
             return array
         if self.dtype == mx.float16 and mx.abs(array).max().item() > LARGEST_F16:
             raise ExportError(
-                f"{name} holds numbers that float16 has none for (above 65504); "
-                "write bf16 or f32"
+                f"{name} holds numbers that float16 has none for (above 65504); write bf16 or f32"
             )
         return array.astype(self.dtype)
 

@@ -43,6 +43,13 @@ LLAMA3 = {
 YARN = {
     "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 }
+DELTA = {
+    "linear_value_head_dim": 32,
+    "rope_parameters": {
+        **{"type": "default", "mrope_section": [1, 1, 0]},
+        **{"rope_theta": 100000.0, "partial_rotary_factor": 0.25},
+    },
+}
 TEMPERED = {
     **{"rope_theta": 10000.0, "original_max_position_embeddings": 16},
     **{"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
@@ -64,6 +71,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "qwen3": ("qwen3", {}),
     "qwen3, YaRN": ("qwen3", YARN),
     "qwen3_moe": ("qwen3_moe", ALL_EXPERTS),
+    "qwen3_5": ("qwen3_5", {"num_experts": 0, **DELTA}),
+    "qwen3_5_moe": ("qwen3_5_moe", {**ALL_EXPERTS, **DELTA}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {**SMALL_HEADS, "sliding_window": 4096}),
     "gemma3_text": (
@@ -122,7 +131,7 @@ CASES: dict[str, tuple[str, dict]] = {
 # llama.cpp looks GELU up in a table of float16.
 LOOKED_UP = {"gemma", "gemma2", "gemma3_text", "phi", "starcoder2", "gpt2", "gpt_neox", "cohere"}
 WITH_EXPERTS = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "glm4_moe"}
-WITH_EXPERTS |= {"dots1"}
+WITH_EXPERTS |= {"dots1", "qwen3_5_moe"}
 DIFFERENCES: dict[str, dict[str, float]] = {}  # case -> type -> largest difference
 
 

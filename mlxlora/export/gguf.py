@@ -68,6 +68,8 @@ def write(
     with atomic_file(path) as file:
         total = layout.write(file, merged.tensors())
     notes = layout.notes + vocab.notes
+    if "vision_config" in merged.config:
+        notes.append("only the language model is written; what sees images is not")
     return Written(str(path), total, quant, len(layout.slots), layout.family_name, notes)
 
 

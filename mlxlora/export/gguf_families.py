@@ -23,11 +23,13 @@ from mlxlora.export.gguf_keys import Extra, Keys, Shape
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the model as it is in the file: x[rows] + shift."""
+    """A tensor of the model as it is in the file: x[rows][..., columns] + shift."""
 
     name: str
     rows: np.ndarray | None = None  # a permutation of the first axis
+    columns: np.ndarray | None = None  # of the last axis
     shift: float = 0.0
+    decay: bool = False  # -exp(x)
     squeezed: bool = False  # without axes of length 1
 
     def shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -40,12 +42,20 @@ class Tensor:
             array = array.squeeze()
         if self.rows is not None:
             array = array[mx.array(self.rows)]
+        if self.columns is not None:
+            array = array[..., mx.array(self.columns)]
+        if self.decay:
+            array = -mx.exp(array.astype(mx.float32))
         return array.astype(mx.float32) + self.shift if self.shift else array
 
     def restored(self, array: mx.array) -> mx.array:
         """The inverse of stored()."""
         if self.rows is not None:
             array = array[mx.array(np.argsort(self.rows))]
+        if self.columns is not None:
+            array = array[..., mx.array(np.argsort(self.columns))]
+        if self.decay:
+            array = mx.log(-array)
         return array - self.shift if self.shift else array
 
 
@@ -79,7 +89,7 @@ class Family:
         there = names.get_name(self._theirs(name), try_suffixes=(".weight", ".bias"))
         if there is None:
             return None
-        if not there.endswith((".weight", ".bias")):
+        if there.endswith("attn_sinks"):
             there += ".weight"
         rows = None
         found = re.search(r"\.(q|k)_proj\.(weight|bias)$", name)
@@ -90,7 +100,10 @@ class Family:
             rows = np.arange(3 * shape.hidden).reshape(shape.heads, 3, shape.head)
             rows = rows.transpose(1, 0, 2).reshape(-1)
         norm = self.plus_one and re.search(r"norm\d*\.weight$", name)
-        return Tensor(there, rows, 1.0 if norm else 0.0, name.endswith(".conv.conv.weight"))
+        if ".linear_attn." in name:
+            return _delta(there, name, shape)
+        squeezed = name.endswith(".conv.conv.weight")
+        return Tensor(there, rows, shift=1.0 if norm else 0.0, squeezed=squeezed)
 
     def _theirs(self, name: str) -> str:
         """A tensor's name as the gguf package knows it."""
@@ -103,6 +116,7 @@ class Family:
         if mixtral:
             around, leaf, kind = mixtral.groups()
             return f"{around}.experts.{_OLD_EXPERTS[leaf]}.{kind}"
+        name = name.replace(".dt_bias", ".dt_proj.bias")
         name = name.replace(".e_score_correction_bias", ".e_score_correction.bias")
         return name.replace(".switch_mlp.", ".experts.")
 
@@ -111,6 +125,32 @@ def _neighbours(heads: int, size: int) -> np.ndarray:
     """Rows of q or k, whose pairs are (i, i + size / 2) in each head, as (2 i, 2 i + 1)."""
     one = np.arange(size).reshape(2, size // 2).T.reshape(-1)
     return (np.arange(heads)[:, None] * size + one).reshape(-1)
+
+
+def _delta(there: str, name: str, shape: Shape) -> Tensor:
+    """Of a gated delta net (Yang et al. 2024, arXiv:2412.06464).
+
+    There are more heads of values than of keys: those of one key stand together here, and there
+    the first of every key before the second of any.
+    """
+    keys, values = int(shape.get("linear_num_key_heads")), int(shape.get("linear_num_value_heads"))
+    size, leaf = int(shape.get("linear_value_head_dim")), name.split(".linear_attn.")[1]
+
+    def heads(size: int) -> np.ndarray:
+        one = np.arange(values * size).reshape(keys, values // keys, size)
+        return one.transpose(1, 0, 2).reshape(-1)
+
+    if leaf in ("in_proj_qkv.weight", "conv1d.weight"):
+        before = 2 * keys * int(shape.get("linear_key_head_dim"))
+        rows = np.concatenate([np.arange(before), before + heads(size)])
+        return Tensor(there, rows, squeezed=leaf.startswith("conv1d"))
+    if leaf == "in_proj_z.weight":
+        return Tensor(there, heads(size))
+    if leaf == "out_proj.weight":
+        return Tensor(there, columns=heads(size))
+    if leaf == "norm.weight":
+        return Tensor(there)
+    return Tensor(there, heads(1), decay=leaf == "A_log")
 
 
 _OLD_EXPERTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
@@ -122,6 +162,7 @@ _NORMED: tuple[Keys, ...] = (k.sizes, k.feed_forward, k.layer_norm)
 _GEMMA2: tuple[Keys, ...] = (*_PLAIN, k.soft_caps, k.window, k.head_scale)
 _GEMMA3: tuple[Keys, ...] = (*_PLAIN, k.window, k.head_scale, k.every_sixth)
 
+_QWEN35: tuple[Keys, ...] = (k.sizes, k.feed_forward, k.rms, r.sectioned_rope, k.delta_net)
 _NEOX = ("model.", "gpt_neox.")
 
 FAMILIES: dict[str, Family] = {
@@ -174,6 +215,8 @@ FAMILIES: dict[str, Family] = {
     "seed_oss": Family(MODEL_ARCH.SEED_OSS, _PLAIN),
     "minicpm": Family(MODEL_ARCH.MINICPM, (*_PLAIN, k.minicpm_scales), interleaved=True),
     "nemotron": Family(MODEL_ARCH.NEMOTRON, (*_NORMED, r.partial_rope), plus_one=True),
+    "qwen3_5": Family(MODEL_ARCH.QWEN35, _QWEN35),
+    "qwen3_5_moe": Family(MODEL_ARCH.QWEN35MOE, (*_QWEN35, k.experts, k.shared_expert)),
     "gpt_oss": Family(
         MODEL_ARCH.GPT_OSS, (*_PLAIN, k.experts, k.wide_experts, k.window, k.alternating)
     ),
@@ -198,7 +241,7 @@ def family_of(config: Mapping[str, Any]) -> tuple[str, Family]:
     """The name of a model's family, and how it is written. Raises ExportError for others."""
     text = config.get("text_config") or {}
     name = str(text.get("model_type") or config.get("model_type"))
-    found = FAMILIES.get(name)
+    found = FAMILIES.get(name) or FAMILIES.get(name.removesuffix("_text"))
     if found is None:
         raise ExportError(
             f"models of type {name} are not written to GGUF: their logits in llama.cpp have not "

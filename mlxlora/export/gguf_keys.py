@@ -159,6 +159,19 @@ def short_convolutions(writer: GGUFWriter, shape: Shape) -> None:
     writer.add_feed_forward_length(width)
 
 
+def delta_net(writer: GGUFWriter, shape: Shape) -> None:
+    """Qwen3.5's recurrent blocks, and which see everything instead."""
+    size = int(shape.get("linear_key_head_dim"))
+    shape.demand("linear_value_head_dim", size)
+    writer.add_ssm_state_size(size)
+    writer.add_ssm_conv_kernel(int(shape.get("linear_conv_kernel_dim")))
+    writer.add_ssm_group_count(int(shape.get("linear_num_key_heads")))
+    values = int(shape.get("linear_num_value_heads"))
+    writer.add_ssm_time_step_rank(values)
+    writer.add_ssm_inner_size(values * size)
+    writer.add_full_attention_interval(int(shape.get("full_attention_interval")))
+
+
 def no_groups(writer: GGUFWriter, shape: Shape) -> None:
     shape.demand("num_key_value_heads", shape.heads)
 

@@ -19,7 +19,7 @@ from mlxlora.errors import ExportError
 
 Q = GGMLQuantizationType
 CHUNK = 1 << 22  # numbers that are rounded at once
-_PRECISE = ("ffn_gate_inp", "position_embd", "shortconv.conv")
+_PRECISE = ("ffn_gate_inp", "position_embd", "shortconv.conv", "ssm_conv1d")
 _FLOAT = {Q.F32, Q.F16, Q.BF16}
 
 

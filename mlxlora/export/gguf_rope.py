@@ -127,3 +127,13 @@ def tempered_rope(writer: GGUFWriter, shape: Shape) -> Extra:
         raise ExportError("Ministral 3 is written to GGUF with YaRN and one mscale alone")
     writer.add_rope_scaling_yarn_log_mul(float(scaling["mscale_all_dim"]))
     return _yarn(writer, {**scaling, "mscale": 1, "mscale_all_dim": 0})
+
+
+def sectioned_rope(writer: GGUFWriter, shape: Shape) -> Extra:
+    """Positions in time, height and width, which for text are all the same."""
+    told = shape.get("rope_parameters", "rope_scaling", default={})
+    sections = list(told.get("mrope_section") or [11, 11, 10])
+    if shape.scaling.get("type") == "mrope":
+        shape.unscaled()
+    writer.add_rope_dimension_sections([*sections, 0][:4])
+    return partial_rope(writer, shape)

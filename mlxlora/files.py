@@ -34,7 +34,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     _make(path.parent)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{BEING_WRITTEN}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        os.close(descriptor)
+        with open(name, "wb") as file:  # by its name, which the file then tells
             yield file
             file.flush()
             sync(file.fileno())

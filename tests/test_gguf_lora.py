@@ -2,12 +2,12 @@
 
 import mlx.core as mx
 import pytest
-from test_gguf import ALL_EXPERTS, TOKENS, adapted, difference, our_logits, write_base
+from test_gguf import ALL_EXPERTS, TOKENS, adapted, difference, our_logits, write, write_base
 
 from mlxlora.base import load
 from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError, ExportError
-from mlxlora.export import gguf, gguf_lora
+from mlxlora.export import gguf_lora
 from mlxlora.lora.fresh import collect, new_layers, prepare_full
 
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -38,7 +38,7 @@ def test_the_adapter_does_there_what_it_does_here(name, tmp_path):
     done = gguf_lora.write(path, adapter, tmp_path / "lora.gguf")
     assert (done.layers, done.rank) == (len(adapter.modules), adapter.rank)
     assert done.bytes == (tmp_path / "lora.gguf").stat().st_size
-    gguf.write(path, None, tmp_path / "base.gguf", "f32")
+    write(path, None, tmp_path / "base.gguf", "f32")
     theirs = llama.logits(tmp_path / "base.gguf", TOKENS, lora=tmp_path / "lora.gguf")
     assert difference(ours, theirs) < 1e-4
     assert difference(ours, llama.logits(tmp_path / "base.gguf", TOKENS)) > 0.01
@@ -104,6 +104,6 @@ def test_a_scale_of_nothing_does_nothing(tmp_path):
     path = write_base(tmp_path / "base", "qwen3")
     adapter, _ = adapted(path)
     gguf_lora.write(path, replace(adapter, scale=0.0), tmp_path / "lora.gguf")
-    gguf.write(path, None, tmp_path / "base.gguf", "f32")
+    write(path, None, tmp_path / "base.gguf", "f32")
     theirs = llama.logits(tmp_path / "base.gguf", TOKENS, lora=tmp_path / "lora.gguf")
     assert difference(our_logits(load(path)), theirs) < 1e-4

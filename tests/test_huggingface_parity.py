@@ -19,7 +19,6 @@ from mlxlora.base import load
 from mlxlora.config import LoraConfig
 from mlxlora.export.hf_names import FAMILIES
 from mlxlora.export.huggingface import write
-from mlxlora.export.quantize import quantize
 from mlxlora.lora.attach import detach
 from mlxlora.lora.fresh import collect, new_layers
 

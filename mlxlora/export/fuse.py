@@ -15,12 +15,12 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxlora.base import Base, open_frozen
+from mlxlora.base import Base
 from mlxlora.errors import ExportError
 from mlxlora.export.card import card
 from mlxlora.export.fidelity import Fidelity
 from mlxlora.export.merged import Layer, Merged
-from mlxlora.export.proof import FILE, PROOF, Proof
+from mlxlora.export.proof import FILE, PROOF, Proof, written
 from mlxlora.export.shards import write_model
 from mlxlora.files import refuse_existing
 from mlxlora.lora.adapter import CARD, Adapter
@@ -83,11 +83,6 @@ def fuse(
         finish=finish,
     )
     return result
-
-
-def written(directory: Path, trust_remote_code: bool = False) -> nn.Module:
-    """The model in a directory, its weights not read yet, for a proof."""
-    return open_frozen(directory, trust_remote_code)[0]
 
 
 def _resolve(bits: Bits, quantization: dict[str, Any] | None) -> Bits:

@@ -8,6 +8,7 @@ has to read the very same model from it: an inverse that is wrong writes nothing
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from mlx.utils import tree_flatten
 from mlxlora.base import Base
 from mlxlora.errors import ExportError
 from mlxlora.export.card import card
+from mlxlora.export.fidelity import Fidelity
 from mlxlora.export.hf_names import INNER, SEEING, Family, family_of, round_trip, shapes
 from mlxlora.export.merged import Merged
+from mlxlora.export.proof import FILE, PROOF, Proof, written
 from mlxlora.export.shards import write_model
 from mlxlora.files import refuse_existing
 from mlxlora.lora.adapter import CARD, Adapter
@@ -29,6 +32,7 @@ from mlxlora.quantized import QUANTIZED
 
 DTYPES = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
 NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+REMEDY = "--quant f32 keeps everything"
 LARGEST_F16 = 65504.0
 HEAD = re.compile(r"(.+\.)?(lm_head|embed_out)\.weight")
 # Of config.json: how the weights are packed, which they are not any more.
@@ -50,6 +54,7 @@ class Written:
     bytes: int = 0  # of the weights
     tensors: int = 0
     dtype: str = ""  # of the weights, in transformers' words
+    fidelity: Fidelity | None = None
     notes: list[str] = field(default_factory=list)  # what is not as in the base
 
 
@@ -59,14 +64,15 @@ def write(
     out: str | Path,
     quant: str | None = None,
     *,
+    proof: Proof | None = PROOF,
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> Written:
     """Write the directory, whole or not at all.
 
-    quant: one of DTYPES, None for the base's own. Peak memory is one shard and one layer (of
-    experts: one layer's experts). Raises ExportError for a family, a type or a number that
-    cannot be written; AdapterError for an adapter that does not fit.
+    quant: one of DTYPES, None for the base's own. proof: what it is measured by. Peak memory is
+    one shard and one layer (of experts: one layer's experts). Raises ExportError for a family, a
+    type or a number that cannot be written; AdapterError for an adapter that does not fit.
     """
     refuse_existing(Path(out))
     if quant is not None and quant not in DTYPES:
@@ -79,8 +85,12 @@ def write(
     result = Written(str(out), dtype=NAMES[plan.dtype], notes=plan.notes)
 
     def finish(directory: Path) -> None:
+        if proof is not None:
+            again = Merged(merged.source, adapter, trust_remote_code=trust_remote_code)
+            opened = partial(written, directory, trust_remote_code)
+            result.fidelity = proof.of(again, opened, directory / FILE, REMEDY)
         if adapter is not None:
-            text = card(adapter, f"merged, {result.dtype}", "transformers", None)
+            text = card(adapter, f"merged, {result.dtype}", "transformers", result.fidelity)
             (directory / CARD).write_text(text, "utf-8")
 
     def counted() -> Iterator[tuple[str, mx.array]]:
@@ -180,7 +190,7 @@ class _Plan:
             return array
         if array.dtype != self.own and array.dtype.size > self.dtype.size:
             return array
-        if self.dtype == mx.float16 and mx.abs(array).max().item() > LARGEST_F16:
+        if self.dtype == mx.float16 and float(mx.abs(array).max()) > LARGEST_F16:
             raise ExportError(
                 f"{name} holds numbers that float16 has none for (above 65504); write bf16 or f32"
             )

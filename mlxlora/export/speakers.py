@@ -1,5 +1,6 @@
 """Programs that can be asked: this one, and those that exported models are for, where installed."""
 
+from collections.abc import Set
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,10 +52,12 @@ class InMLX:
 class InTransformers:
     """A Hugging Face directory, in float32."""
 
-    def __init__(self, directory: Path, ends: set[int]) -> None:
+    def __init__(self, directory: Path, ends: Set[int]) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         self.name = f"transformers {version('transformers')}"
         self._torch, self._ends = torch, sorted(ends)
         self._tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -84,7 +87,7 @@ class InTransformers:
 class InLlamaCpp:
     """A GGUF file, and an adapter's."""
 
-    def __init__(self, model: Path, ends: set[int], adapter: Path | None = None) -> None:
+    def __init__(self, model: Path, ends: Set[int], adapter: Path | None = None) -> None:
         from llama_cpp import Llama
 
         self.name = f"llama.cpp (llama-cpp-python {version('llama-cpp-python')})"
@@ -92,7 +95,7 @@ class InLlamaCpp:
         self._llama = Llama(
             str(model),
             lora_path=None if adapter is None else str(adapter),
-            n_ctx=2048,
+            n_ctx=1024,
             verbose=False,
         )
 

@@ -10,7 +10,7 @@ llama_cpp = pytest.importorskip("llama_cpp")
 
 
 @contextmanager
-def loaded(path: Path, *, lora: Path | None = None, context: int = 128):
+def loaded(path: Path, *, lora: Path | None = None, context: int = 512):
     """The model of a GGUF file, with keys and values kept in float32."""
     model = llama_cpp.Llama(
         str(path),

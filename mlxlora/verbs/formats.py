@@ -122,6 +122,36 @@ def gguf_lora(order: Order) -> Outcome:
     return Outcome([first, *done.notes], _plain(done))
 
 
+def ollama(order: Order) -> Outcome:
+    from mlxlora.console import size
+    from mlxlora.export import ollama as writer
+    from mlxlora.export.speakers import InLlamaCpp
+
+    done = writer.write(
+        order.model,
+        order.adapter,
+        order.out,
+        order.quant or writer.QUANT,
+        keep_adapter=order.keep_adapter,
+        proof=order.proof,
+        **order.options,
+    )
+    lines = [f"{done.path}: {size(done.bytes)}, {done.quant}"]
+    if done.tried:
+        share = f"{done.equal} of {done.tried} conversations"
+        lines.append(f"the TEMPLATE renders {share} as the chat template does")
+    own = order.adapter if order.keep_adapter else None
+    model, apart = order.out / writer.MODEL, order.out / writer.ADAPTER if own else None
+    return Outcome(
+        [*lines, *done.notes],
+        _plain(done),
+        done.fidelity,
+        partial(writer.written, order.out, order.source, own, order.trust_remote_code),
+        {"llama-cpp-python": partial(InLlamaCpp, model, order.ends, apart)},
+        done.create,
+    )
+
+
 def peft(order: Order) -> Outcome:
     from mlxlora.base import open_base
     from mlxlora.export.peft import write
@@ -149,4 +179,5 @@ FORMATS: dict[str, Callable[[Order], Outcome]] = {
     "peft": peft,
     "gguf": gguf,
     "gguf-lora": gguf_lora,
+    "ollama": ollama,
 }

@@ -1,7 +1,9 @@
 import json
+import re
 import shutil
 from collections import namedtuple
 from functools import partial
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -12,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm import load as mlx_lm_load
 from typer.testing import CliRunner
 
-from mlxlora.base import load, open_model
+from mlxlora.base import SHELLS, load, open_model
 from mlxlora.cli import app
 from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError, ExportError
@@ -290,3 +292,11 @@ def test_a_packed_base_stays_what_it_was(experts_path, tmp_path):
     logits = load(tmp_path / "packed").model(TOKENS)
     write(tmp_path / "packed", None, tmp_path / "out")
     assert worst(load(tmp_path / "out").model(TOKENS), logits) < 1e-4
+
+
+def test_the_readme_names_every_family():
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    cells = readme.split("<!-- hf -->\n")[1].split("<!-- /hf -->")[0].split("|")
+    named = {cell.strip() for cell in cells if re.fullmatch(r" [a-z]\w+ ", cell)} - {"family"}
+    inner = {kind for kind in hf_names.FAMILIES if kind in SHELLS}  # told as what is around them
+    assert named == (hf_names.FAMILIES.keys() | hf_names.SEEING.keys()) - inner

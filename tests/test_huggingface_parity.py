@@ -321,9 +321,9 @@ DIFFERENCES: dict[str, float] = {}  # family -> largest difference of logits, of
 @pytest.fixture(scope="module", autouse=True)
 def table():
     yield
-    print(f"\n{'family':32}largest logit difference")
+    print(f"\n{'family':40}largest logit difference")
     for name, found in DIFFERENCES.items():
-        print(f"{name:32}{found:.1e}")
+        print(f"{name:40}{found:.1e}")
 
 
 def made(family: str, path):

@@ -4,6 +4,7 @@
 """
 
 import json
+import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +46,17 @@ LLAMA3 = {
 YARN = {
     "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 }
+DELTA = {
+    "linear_value_head_dim": 32,
+    "rope_parameters": {
+        **{"type": "default", "mrope_section": [1, 1, 0]},
+        **{"rope_theta": 100000.0, "partial_rotary_factor": 0.25},
+    },
+}
+TEMPERED = {
+    **{"rope_theta": 10000.0, "original_max_position_embeddings": 16},
+    **{"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+}
 # what is tried -> (family, what is not as in architectures.py)
 CASES: dict[str, tuple[str, dict]] = {
     "llama": ("llama", {}),
@@ -62,6 +74,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "qwen3": ("qwen3", {}),
     "qwen3, YaRN": ("qwen3", YARN),
     "qwen3_moe": ("qwen3_moe", ALL_EXPERTS),
+    "qwen3_5": ("qwen3_5", {"num_experts": 0, **DELTA}),
+    "qwen3_5_moe": ("qwen3_5_moe", {**ALL_EXPERTS, **DELTA}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {**SMALL_HEADS, "sliding_window": 4096}),
     "gemma3_text": (
@@ -102,10 +116,25 @@ CASES: dict[str, tuple[str, dict]] = {
     "minicpm": ("minicpm", {}),
     "nemotron": ("nemotron", {}),
     "mimo": ("mimo", {}),
+    "helium": ("helium", {}),
+    "gpt_oss": ("gpt_oss", {**ALL_EXPERTS, **YARN, "moe_intermediate_size": None}),
+    "glm4_moe": ("glm4_moe", {}),
+    "dots1": ("dots1", {"num_key_value_heads": 4}),
+    "lfm2": ("lfm2", {}),
+    "olmo3, YaRN": ("olmo3", YARN),
+    "hunyuan_v1_dense": (
+        "hunyuan_v1_dense",
+        {"rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 50.0}},
+    ),
+    "ministral3": (
+        "ministral3",
+        {"layer_types": None, "rope_parameters": {**YARN["rope_scaling"], **TEMPERED}},
+    ),
 }
 # llama.cpp looks GELU up in a table of float16.
 LOOKED_UP = {"gemma", "gemma2", "gemma3_text", "phi", "starcoder2", "gpt2", "gpt_neox", "cohere"}
-WITH_EXPERTS = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe"}
+WITH_EXPERTS = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "glm4_moe"}
+WITH_EXPERTS |= {"dots1", "qwen3_5_moe"}
 DIFFERENCES: dict[str, dict[str, float]] = {}  # case -> type -> largest difference
 
 
@@ -293,7 +322,7 @@ def test_memory_stays_at_a_few_layers(qwen, tmp_path):
 @pytest.mark.parametrize(
     "family, changes, says",
     [
-        ("helium", {}, "models of type helium are not written to GGUF"),
+        ("phimoe", {}, "models of type phimoe are not written to GGUF"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling of type dy"),
         ("qwen3", LLAMA3, "rope_scaling of type llama3"),
         ("gemma2", {"query_pre_attn_scalar": 144}, "query_pre_attn_scalar = 144"),
@@ -335,3 +364,9 @@ def test_numbers_beyond_float16_are_named_and_nothing_is_left(tmp_path):
         write(path, None, tmp_path / "x.gguf", "f16")
     assert [one.name for one in tmp_path.iterdir()] == ["base"]
     write(path, None, tmp_path / "x.gguf", "bf16")
+
+
+def test_the_readme_names_the_families():
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    said = readme.split("<!-- gguf -->")[1].split("<!-- /gguf -->")[0]
+    assert said == textwrap.fill(", ".join(sorted(FAMILIES)), 99, break_on_hyphens=False)

@@ -30,8 +30,7 @@ from mlxlora.export import gguf, gguf_pre
 llama_cpp = pytest.importorskip("llama_cpp")
 import llama  # noqa: E402
 
-write = partial(gguf.write, proof=None)  # these models say nothing
-
+write = partial(gguf.write, proof=None)  # of other things than tokens
 pytestmark = [pytest.mark.llama, pytest.mark.filterwarnings("ignore")]
 
 TRAINED_ON = [

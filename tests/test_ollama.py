@@ -5,10 +5,11 @@ import shlex
 import shutil
 from functools import partial
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from chat_templates import CHATML_DEFAULT, FAMILIES, QWEN_DEFAULT, tokenizer_of
-from conftest import DENSE, randomized, write_model, write_tokenizer
+from conftest import DENSE, randomized, worst, write_model, write_tokenizer
 from gguf import GGUFReader
 from test_modelfile import parsed
 from typer.testing import CliRunner
@@ -22,6 +23,7 @@ from mlxlora.export import ollama as writer
 from mlxlora.export.go_check import rendered
 from mlxlora.export.ollama import model_name, template_of
 from mlxlora.lora.adapter import Adapter
+from mlxlora.lora.attach import attach
 from mlxlora.lora.fresh import collect, new_layers
 
 write = partial(writer.write, proof=None)  # random adapters gain nothing
@@ -93,6 +95,16 @@ def test_an_adapter_can_be_a_file_of_its_own(model, adapter, tmp_path):
     ours, bare = weights(tmp_path / "out" / "model.gguf"), weights(tmp_path / "base.gguf")
     assert all(np.array_equal(ours[name], bare[name]) for name in bare)
     assert any(name.endswith(".lora_a") for name in weights(tmp_path / "out" / "adapter.gguf"))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_was_written_computes_what_base_and_adapter_do(model, adapter, apart, tmp_path):
+    base, own = load(model), Adapter.load(adapter)
+    attach(base, own)
+    write(model, own, tmp_path / "out", "f32", keep_adapter=apart)
+    again = writer.written(tmp_path / "out", model, own if apart else None)
+    tokens = mx.array([[1, 2, 3, 4, 5, 6]])
+    assert worst(again(tokens), base.model(tokens)) < 1e-4
 
 
 def test_an_adapter_that_is_not_given_is_not_kept_apart(model, tmp_path):

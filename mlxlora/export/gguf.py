@@ -82,6 +82,8 @@ def write(
             opened = partial(written, Path(file.name), merged.source, trust_remote_code)
             fidelity = proof.of(again, opened, path.with_suffix(".fidelity.json"), REMEDY)
     notes = layout.notes + vocab.notes
+    if "vision_config" in merged.config:
+        notes.append("only the language model is written; what sees images is not")
     return Written(str(path), total, quant, len(layout.slots), layout.family_name, fidelity, notes)
 
 

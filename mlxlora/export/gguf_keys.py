@@ -1,16 +1,15 @@
-"""A model's metadata as llama.cpp reads it: sizes, norms, rotations, windows, experts, scales.
+"""A model's metadata as llama.cpp reads it: sizes, norms, windows, experts, scales.
 
 Each function writes the keys of one trait; a family has several (gguf_families.py). Where
 llama.cpp knows one way alone and the model has another, that is refused.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.nn as nn
 import numpy as np
-from gguf import GGUFWriter, RopeScalingType
+from gguf import ExpertGatingFuncType, GGUFWriter
 
 from mlxlora.errors import ExportError
 
@@ -81,7 +80,11 @@ def sizes(writer: GGUFWriter, shape: Shape) -> None:
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.blocks)
     writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
+    kinds = shape.get("layer_types", default=None) or []
+    some = "conv" in kinds  # blocks without attention
+    writer.add_head_count_kv(
+        [shape.kv_heads * (k != "conv") for k in kinds] if some else shape.kv_heads
+    )
     writer.add_key_length(shape.head)
     writer.add_value_length(shape.head)
 
@@ -99,94 +102,6 @@ def layer_norm(writer: GGUFWriter, shape: Shape) -> None:
     writer.add_layer_norm_eps(float(shape.get(*names)))
 
 
-def rope(writer: GGUFWriter, shape: Shape) -> Extra:
-    """Rotations of whole heads."""
-    return _rotations(writer, shape, shape.head)
-
-
-def _rotations(writer: GGUFWriter, shape: Shape, dims: int) -> Extra:
-    writer.add_rope_dimension_count(dims)
-    base = float(shape.get("rope_theta", "rotary_emb_base", default=10000.0))
-    writer.add_rope_freq_base(base)
-    scaling = shape.scaling
-    if not scaling:
-        return {}
-    kind = scaling["type"]
-    if kind == "linear":
-        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(scaling["factor"]))
-        return {}
-    if kind == "yarn":
-        return _yarn(writer, scaling)
-    raise ExportError(
-        f"rope_scaling of type {kind} is not written to GGUF for this family; export with "
-        "--format hf instead"
-    )
-
-
-def llama3_rope(writer: GGUFWriter, shape: Shape) -> Extra:
-    """Rotations of whole heads, whose frequencies may be scaled one by one."""
-    scaling = shape.scaling
-    if scaling.get("type") != "llama3":
-        return rope(writer, shape)
-    shape.unscaled()
-    rope(writer, shape)
-    base = float(shape.get("rope_theta", "rotary_emb_base", default=10000.0))
-    return {"rope_freqs.weight": _llama3(scaling, base, shape.head)}
-
-
-def partial_rope(writer: GGUFWriter, shape: Shape) -> Extra:
-    """Rotations of a part of each head."""
-    part = float(shape.get("partial_rotary_factor", "rotary_pct", "rope_pct"))
-    return _rotations(writer, shape, int(shape.head * part))
-
-
-def _yarn(writer: GGUFWriter, scaling: Mapping[str, Any]) -> Extra:
-    """Peng et al. 2023 (arXiv:2309.00071): llama.cpp computes the ramp and 0.1 ln(s) + 1 itself."""
-    if scaling.get("mscale", 1) != 1 or scaling.get("mscale_all_dim"):
-        raise ExportError("rope_scaling yarn with mscale is not written to GGUF for this family")
-    writer.add_rope_scaling_type(RopeScalingType.YARN)
-    writer.add_rope_scaling_factor(float(scaling["factor"]))
-    writer.add_rope_scaling_orig_ctx_len(int(scaling.get("original_max_position_embeddings", 4096)))
-    for name, default in (("beta_fast", 32.0), ("beta_slow", 1.0)):
-        getattr(writer, f"add_rope_scaling_yarn_{name}")(float(scaling.get(name, default)))
-    return {}
-
-
-def _llama3(scaling: Mapping[str, Any], base: float, dims: int) -> np.ndarray:
-    """What each frequency is divided by: 1 for fast ones, factor for slow ones, smooth between.
-
-    As in transformers' modeling_rope_utils.py, after Meta's reference code of Llama 3.1.
-    """
-    factor = float(scaling["factor"])
-    low = float(scaling.get("low_freq_factor", 1.0))
-    high = float(scaling.get("high_freq_factor", 4.0))
-    old = float(scaling.get("original_max_position_embeddings", 8192))
-    wavelengths = 2 * math.pi * base ** (np.arange(0, dims, 2, dtype=np.float64) / dims)
-    smooth = np.clip((old / wavelengths - low) / (high - low), 0, 1)
-    return np.asarray(1 / ((1 - smooth) / factor + smooth), dtype=np.float32)
-
-
-def long_rope(writer: GGUFWriter, shape: Shape) -> Extra:
-    """Phi-3: other factors up to and beyond the original context (arXiv:2402.13753)."""
-    scaling = shape.scaling
-    if scaling.get("type") not in ("su", "longrope"):
-        old = int(shape.get("original_max_position_embeddings", default=shape.context))
-        writer.add_rope_scaling_orig_ctx_len(old)
-        return partial_rope(writer, shape)
-    shape.unscaled()
-    partial_rope(writer, shape)
-    old = int(shape.get("original_max_position_embeddings"))
-    writer.add_rope_scaling_orig_ctx_len(old)
-    grown = shape.context / old
-    attention = math.sqrt(1 + math.log(grown) / math.log(old)) if grown > 1 else 1.0
-    writer.add_rope_scaling_attn_factors(attention)
-    return {
-        f"rope_factors_{kind}.weight": np.asarray(scaling[f"{kind}_factor"], dtype=np.float32)
-        for kind in ("long", "short")
-    }
-
-
 def experts(writer: GGUFWriter, shape: Shape) -> None:
     """Of every block; llama.cpp has none without them in these families."""
     writer.add_expert_count(int(shape.get("num_experts", "num_local_experts")))
@@ -202,6 +117,59 @@ def experts(writer: GGUFWriter, shape: Shape) -> None:
 def shared_expert(writer: GGUFWriter, shape: Shape) -> None:
     width = int(shape.get("shared_expert_intermediate_size"))
     writer.add_expert_shared_feed_forward_length(width)
+
+
+def routed(writer: GGUFWriter, shape: Shape) -> None:
+    """Experts as of DeepSeek-V3: chosen by sigmoids and a bias, beside some for every token."""
+    writer.add_expert_count(int(shape.get("n_routed_experts")))
+    writer.add_expert_used_count(int(shape.get("num_experts_per_tok")))
+    writer.add_expert_feed_forward_length(int(shape.get("moe_intermediate_size")))
+    writer.add_expert_shared_count(int(shape.get("n_shared_experts")))
+    writer.add_leading_dense_block_count(int(shape.get("first_k_dense_replace")))
+    writer.add_expert_weights_scale(float(shape.get("routed_scaling_factor")))
+    writer.add_expert_weights_norm(bool(shape.get("norm_topk_prob")))
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    shape.demand("n_group", 1)
+    shape.demand("scoring_func", "sigmoid")
+
+
+def wide_experts(writer: GGUFWriter, shape: Shape) -> None:
+    writer.add_expert_feed_forward_length(int(shape.get("intermediate_size")))
+
+
+def alternating(writer: GGUFWriter, shape: Shape) -> None:
+    kinds = ("sliding_attention", "full_attention")
+    shape.demand("layer_types", [kinds[block % 2] for block in range(shape.blocks)])
+
+
+def told_windows(writer: GGUFWriter, shape: Shape) -> None:
+    """Which blocks see a window alone."""
+    kinds = shape.get("layer_types")
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in kinds])
+
+
+def short_convolutions(writer: GGUFWriter, shape: Shape) -> None:
+    """LFM2's blocks, and the width of their feed-forward parts."""
+    writer.add_shortconv_l_cache(int(shape.get("conv_L_cache")))
+    width = int(shape.get("block_ff_dim", "intermediate_size"))
+    if shape.get("block_auto_adjust_ff_dim"):
+        width = int(float(shape.get("block_ffn_dim_multiplier", default=1.0)) * int(2 * width / 3))
+        step = int(shape.get("block_multiple_of"))
+        width = step * ((width + step - 1) // step)
+    writer.add_feed_forward_length(width)
+
+
+def delta_net(writer: GGUFWriter, shape: Shape) -> None:
+    """Qwen3.5's recurrent blocks, and which see everything instead."""
+    size = int(shape.get("linear_key_head_dim"))
+    shape.demand("linear_value_head_dim", size)
+    writer.add_ssm_state_size(size)
+    writer.add_ssm_conv_kernel(int(shape.get("linear_conv_kernel_dim")))
+    writer.add_ssm_group_count(int(shape.get("linear_num_key_heads")))
+    values = int(shape.get("linear_num_value_heads"))
+    writer.add_ssm_time_step_rank(values)
+    writer.add_ssm_inner_size(values * size)
+    writer.add_full_attention_interval(int(shape.get("full_attention_interval")))
 
 
 def no_groups(writer: GGUFWriter, shape: Shape) -> None:

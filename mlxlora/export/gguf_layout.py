@@ -49,6 +49,7 @@ class Layout:
         tensors = file_tensors(model, self.family, shape)
         tied = not any(tensor.name == "output.weight" for tensor, _ in tensors.values())
         for name, (tensor, size) in tensors.items():
+            size = tensor.shape(size)
             self._add(name, tensor, size, gguf_quant.type_for(tensor.name, size, quant, tied))
         (self.rows,) = (
             size[0] for tensor, size in tensors.values() if tensor.name == "token_embd.weight"

@@ -120,7 +120,8 @@ def _tensors(merged: Merged, adapter: Adapter) -> Iterator[tuple[str, np.ndarray
         if tensor.name == EMBEDDED:
             a, b = left, right.T
         else:
-            a, b = right, left if tensor.rows is None else left[mx.array(tensor.rows)]
+            a = right if tensor.columns is None else right[..., mx.array(tensor.columns)]
+            b = left if tensor.rows is None else left[..., mx.array(tensor.rows), :]
         yield f"{tensor.name}.lora_a", _plain(a)
         yield f"{tensor.name}.lora_b", _plain(b * factor)
 

@@ -1,9 +1,10 @@
 """Types of weights in a GGUF: which tensor gets which, and the numbers in them.
 
-Rules: vectors, routers and rotation factors are float32, as llama.cpp wants them. The matrix that
-the logits come from (output, or the embedding where it is both) is never rounded to fewer than 8
-bits, as llama.cpp's own quantizing does. A tensor whose rows are no multiple of 32 cannot be
-rounded in blocks and is float16. Rounding is the gguf package's (gguf.quants), some rows at a time.
+Rules: vectors, biases, routers, positions and short convolutions are float32, as llama.cpp wants
+them. The matrix that logits come from (output, or the embedding where it is both) is never rounded
+to fewer than 8 bits, in the spirit of llama.cpp's own quantizing. A tensor whose rows are no
+multiple of 32 cannot be rounded in blocks and is float16. Rounding is the gguf package's
+(gguf.quants), some rows at a time.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from mlxlora.errors import ExportError
 
 Q = GGMLQuantizationType
 CHUNK = 1 << 22  # numbers that are rounded at once
+_PRECISE = ("ffn_gate_inp", "position_embd", "shortconv.conv", "ssm_conv1d")
 _FLOAT = {Q.F32, Q.F16, Q.BF16}
 
 
@@ -50,7 +52,7 @@ def known(name: str) -> Quant:
 
 def type_for(name: str, shape: tuple[int, ...], quant: Quant, tied: bool) -> GGMLQuantizationType:
     """The type of the tensor of this name in the file. tied: the embedding is the output too."""
-    if len(shape) == 1 or any(part in name for part in ("ffn_gate_inp", "position_embd")):
+    if len(shape) == 1 or name.endswith(".bias") or any(part in name for part in _PRECISE):
         return Q.F32
     wanted = quant.type
     if wanted in _FLOAT:

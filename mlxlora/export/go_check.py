@@ -110,9 +110,9 @@ def conversations() -> dict[str, tuple[Messages, dict[str, Any]]]:
         two = [*one, _said("assistant", answer), _said("user", again)]
         three = [*two, _said("assistant", more), _said("user", last)]
         system = _said("system", more)
-        for count, messages in {"one turn": one, "two turns": two, "three turns": three}.items():
-            found[count + kind] = messages, {}
-            found[f"{count}{kind}, a system message"] = [system, *messages], {}
+        for count, turns in {"one turn": one, "two turns": two, "three turns": three}.items():
+            found[count + kind] = turns, {}
+            found[f"{count}{kind}, a system message"] = [system, *turns], {}
     one = [_said("user", "Hi.")]
     answered = [*one, _said("assistant", "Yes?")]
     later = [*answered, _said("system", "Be brief."), _said("user", "Why?")]
@@ -122,8 +122,8 @@ def conversations() -> dict[str, tuple[Messages, dict[str, Any]]]:
     found["an answer to go on with"] = answered, go_on
     found["an answer with its thinking, to go on with"] = thought, go_on
     found["an earlier answer with its thinking"] = [*thought, _said("user", "Go on.")], {}
-    again = [*answered, _said("user", "Who?")]
-    found["thinking turned off, two turns"] = again, {"enable_thinking": False}
+    asked = [*answered, _said("user", "Who?")]
+    found["thinking turned off, two turns"] = asked, {"enable_thinking": False}
     found["thinking turned on"] = one, {"enable_thinking": True}
     found["thinking turned off"] = one, {"enable_thinking": False}
     return found

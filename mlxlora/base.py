@@ -23,6 +23,9 @@ from mlxlora.machine import compute_dtype
 from mlxlora.model_files import Identity, check_directory, find, identify, read_config
 from mlxlora.quantized import QUANTIZED, use_own_products
 
+# Language models that mlx-lm knows under the name alone of the model, which also sees, around them.
+SHELLS = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
+
 
 @dataclass(frozen=True)
 class Base:
@@ -108,7 +111,10 @@ def _guarded_classes(config: dict[str, Any]) -> tuple[Callable[..., nn.Module], 
     It divides their widths by each other to find the size of a group, and where the config
     promises narrower layers, that is 0, by which MLX then divides: the end of the process.
     """
-    model_class, arguments_class = zoo._get_classes(config)
+    kind = config["model_type"]
+    model_class, arguments_class = zoo._get_classes(
+        {**config, "model_type": SHELLS.get(kind, kind)}
+    )
 
     def build(arguments: Any) -> nn.Module:
         model: nn.Module = model_class(arguments)
@@ -166,7 +172,7 @@ def open_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool =
     except Exception as error:  # tokenizer classes of every kind raise what they like
         reason = str(error)[:400]
         raise ModelError(f"the tokenizer in {path} does not load: {reason}") from error
-    closing = _turn_end(tokenizer)
+    closing = turn_end(tokenizer)
     if closing is not None:
         tokenizer.add_eos_token(closing)
     return tokenizer
@@ -196,7 +202,7 @@ def _try_out(path: Path, model: nn.Module) -> int:
         raise ModelError(f"the model in {path} does not compute: {str(error)[:400]}") from error
 
 
-def _turn_end(tokenizer: Any) -> str | None:
+def turn_end(tokenizer: Any) -> str | None:
     """The special token right after an assistant's words in the chat template, if any."""
     if not tokenizer.has_chat_template:
         return None

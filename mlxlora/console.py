@@ -70,9 +70,9 @@ class Screen:
         shown = Text(printable(text).replace("\n", "⏎"), style)
         self.console.print(shown, no_wrap=True, overflow="ellipsis")
 
-    def command(self, *words: object) -> None:
+    def command(self, *words: object, indent: str = "  ") -> None:
         """A command to copy: one line however long, quoted for the shell."""
-        line = Text("  " + shlex.join(str(word) for word in words), "cyan")
+        line = Text(indent + shlex.join(str(word) for word in words), "cyan")
         self.console.print(line, soft_wrap=True)
 
     def heading(self, text: str) -> None:

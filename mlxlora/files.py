@@ -31,10 +31,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Any error (a full disk included) removes the temporary file and leaves path as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{BEING_WRITTEN}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        os.close(descriptor)
+        with open(name, "wb") as file:  # by its name, which the file then tells
             yield file
             file.flush()
             sync(file.fileno())
@@ -55,7 +56,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     path = Path(os.path.realpath(path))  # a link to an empty directory is followed
     if not replace:
         refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     prefix = f".{path.name}{BEING_WRITTEN}"
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
     try:
@@ -71,6 +72,13 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # a place, like /proc, that takes no directories
+        raise ExportError(f"{directory} cannot be made: {error.strerror}") from error
 
 
 def sync(descriptor: int) -> None:

@@ -80,7 +80,7 @@ def _adapter(conversation: Conversation, name: str, force: bool) -> str:
         return (
             f"{', '.join(conversation.adapters) or 'no adapter'}; in use: {_in_use(conversation)}"
         )
-    if name == "none":
+    if name in ("none", "base") and name not in conversation.adapters:
         conversation.use(None)
     elif name in conversation.adapters:
         conversation.use(name)

@@ -10,6 +10,7 @@ import mlxlora  # noqa: F401  (loads OpenBLAS before anything imports mlx)
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from go_engine import go  # noqa: F401  (a fixture)
 from mlx.utils import tree_flatten
 from mlx_lm.models import qwen3, qwen3_moe
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

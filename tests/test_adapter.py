@@ -88,6 +88,18 @@ def test_changed_or_damaged_weights_are_refused(dense, tmp_path):
         Adapter.load(tmp_path / "a")
 
 
+def test_what_was_meant_instead_of_an_adapter_is_named(dense, tmp_path):
+    saved(dense, tmp_path / "run" / "adapter")
+    with pytest.raises(AdapterError, match=r"the one of this run is .*run/adapter$"):
+        Adapter.load(tmp_path / "run")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "adapter_config.json").write_text("{}")
+    (theirs / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(AdapterError, match=r"it is PEFT's: mlxlora adapter import .*theirs "):
+        Adapter.load(theirs)
+
+
 def test_directories_that_are_no_adapters_are_named(tmp_path):
     with pytest.raises(AdapterError, match="it does not exist"):
         Adapter.load(tmp_path / "none")

@@ -33,7 +33,7 @@ def test_the_card_beside_an_adapter_is_one_the_hub_reads(dense, tmp_path):
     assert read.data.library_name == "mlx"
     assert {"lora", "mlxlora"} <= set(read.data.tags)
     for text in (
-        "train: 1,200 chat in train.jsonl",
+        "train: 1,200 chat rows in train.jsonl",
         "2.5000 before, 1.2500 after",
         "mlxlora chat --model someone/tiny --adapter .",
         "mlx_lm.generate --model someone/tiny --adapter-path .",

@@ -69,6 +69,24 @@ def test_cat_is_the_weighted_sum_and_its_rank_the_sum_of_ranks():
     assert merged.provenance["merge"]["distance"] < 1e-6
 
 
+def product(tensors):
+    """What an adapter adds to a weight, or its transpose."""
+    a, b = (np.array(tensors[name], np.float64) for name in ("lora_a", "lora_b"))
+    return a @ b if a.ndim == 2 else b @ a
+
+
+@pytest.mark.parametrize("method", ["linear", "cat", "ties", "dare"])
+def test_a_lower_rank_keeps_the_best_of_what_a_method_makes(method):
+    pair = [adapter(1), adapter(2)]
+    whole, lower = merge(pair, [0.7, 0.3], method), merge(pair, [0.7, 0.3], method, rank=2)
+    assert lower.rank == 2
+    for path in lower.modules:
+        made, kept = (product(one.tensors(path)) for one in (whole, lower))
+        u, s, v = np.linalg.svd(made, full_matrices=False)
+        best = (u[..., :2] * s[..., None, :2]) @ v[..., :2, :]
+        assert np.allclose(kept, best, atol=1e-4 * s.max())
+
+
 @pytest.mark.parametrize("rank", [None, 1, 3, 12])
 def test_svd_is_the_best_of_its_rank(rank):
     merged = merge(RANKS, WEIGHTS, "svd", rank=rank)
@@ -250,7 +268,7 @@ def test_the_same_adapters_and_seed_give_the_same_bytes(tmp_path):
         ({"method": "sum"}, "no method 'sum' to merge by; there are linear, cat, svd, ties, dare"),
         ({"weights": [1.0, 2.0]}, r"3 adapters and 2 weights \(1 2\)"),
         ({"weights": [1.0, float("nan"), 0.0]}, "must be a finite number, but they are 1 nan 0"),
-        ({"method": "cat", "rank": 3}, "rank means nothing to cat, but to svd"),
+        ({"method": "linear", "density": 0.5}, "density means nothing to linear, but to ties and"),
         ({"method": "svd", "density": 0.5}, "density means nothing to svd, but to ties and dare"),
         ({"method": "ties", "seed": 0}, "seed means nothing to ties, but to dare"),
         ({"method": "ties", "density": 0.0}, "density must be above 0 and at most 1, not 0"),
@@ -265,13 +283,21 @@ def test_options_that_cannot_be_are_named(arguments, says):
         merge(ALIKE, **arguments)
 
 
+def test_modules_of_any_name_can_be_merged():
+    names = ["layers.\N{SUPERSCRIPT TWO}", "layers." + "9" * 5000, "layers.10", "layers.9"]
+    leaves = {"lora_a": mx.ones((3, 2)), "lora_b": mx.ones((2, 3))}
+    weights = {f"{name}.{leaf}": array for name in names for leaf, array in leaves.items()}
+    merged = merge([Adapter("lora", weights, 2, 1.0)])
+    assert merged.modules[-2:] == ["layers.9", "layers.10"] and len(merged.modules) == 4
+
+
 def test_nothing_to_merge_and_ranks_above_any_are_refused():
     with pytest.raises(ConfigError, match="no adapters"):
         merge([])
     wide = Adapter(
         "lora", {"x.lora_a": mx.zeros((1, 40000)), "x.lora_b": mx.zeros((40000, 1))}, 40000, 1.0
     )
-    with pytest.raises(ConfigError, match=r"rank 80,000, above 65,536; svd lowers it"):
+    with pytest.raises(ConfigError, match=r"rank 80,000, above 65,536; --rank lowers it"):
         merge([wide, wide], None, "cat")
 
 
@@ -475,7 +501,7 @@ def test_the_program_refuses_other_bases_and_dora_and_force_goes_on(saved, dense
     collect(dense.model, config, {}).save(saved / "D")
     detach(dense.model)
     code, _, err = run("adapter", "merge", "A", "D", "--out", "E")
-    assert code == 2 and "D is DoRA" in err and "mlxlora fuse" in err and "q_proj" in err
+    assert code == 2 and "D is DoRA" in err and "mlxlora fuse" in err and "0.mlp.down_proj, " in err
     assert not (saved / "E").exists()
 
 

@@ -592,7 +592,7 @@ def test_configs_that_cannot_be_used_are_refused_by_field(dense, tmp_path, confi
         ({f"{Q}.lora_magnitude_vector": numbers(64)}, "not what an adapter with use_dora = False"),
         ({f"{Q}.base_layer.bias": numbers(64)}, "a trained bias of an adapted layer"),
         ({f"{Q}.lora_diag": numbers(4)}, "lora_diag: mlxlora does not know what this is"),
-        ({f"{Q}.lora_A.a.weight": numbers(4, 64)}, "q_proj.lora_A.a.weight: the same as"),
+        ({f"{Q}.lora_A.a.weight": numbers(4, 64)}, "q_proj.lora_A.weight: the same as"),
         ({"lm_head.weight": numbers(259, 64)}, "lm_head.weight: in this base the head is the emb"),
         ({"model.norm.weight": numbers(64)}, "model.norm.weight: whole weights can be imported"),
         ({f"{Q}.weight": numbers(64, 64)}, "q_proj.weight: whole weights can be imported"),
@@ -682,7 +682,10 @@ def test_directories_without_the_files_are_named(dense, tmp_path):
     with pytest.raises(AdapterError, match=r"no adapter_config.json; there are default in it"):
         read(outer, dense)
     (directory / "adapter_model.safetensors").unlink()
-    with pytest.raises(AdapterError, match=r"has no adapter_model.safetensors"):
+    with pytest.raises(AdapterError, match=r"has no adapter_model.safetensors$"):
+        read(directory, dense)
+    (directory / "adapters.safetensors").write_bytes(b"")
+    with pytest.raises(AdapterError, match="it is mlxlora's or mlx-lm's, and needs no import"):
         read(directory, dense)
 
 

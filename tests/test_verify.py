@@ -46,3 +46,12 @@ def test_what_an_adapter_does_not_tell_is_not_known(dense):
     own = found(Adapter("lora", weights, 2, 1.0), dense)
     assert own["weights"] == own["base"] == UNKNOWN
     assert own["shapes"] == DIFFERS
+
+
+def test_what_does_not_fit_is_named_in_order_and_not_as_the_only_one(dense):
+    names = [f"model.layers.{n}.self_attn.q_proj.{leaf}" for n in (10, 9) for leaf in "ab"]
+    weights = {name.replace("q_proj.", "q_proj.lora_"): mx.zeros((2, 2)) for name in names}
+    last = verify(Adapter("lora", weights, 2, 1.0), dense)[-1]
+    assert last.detail == (
+        "model.layers.9.self_attn.q_proj: the base has no such layer (among others)"
+    )

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxlora.base import Base, open_frozen, open_tokenizer
+from mlxlora.base import Base, open_tokenizer
 from mlxlora.errors import ExportError
 from mlxlora.export.auto import MAX_SIZE, Progress, Way, choose, extra_bytes, write
 from mlxlora.export.card import card
 from mlxlora.export.fidelity import Fidelity
 from mlxlora.export.merged import Layer, Merged
-from mlxlora.export.proof import FILE, PROOF, Proof
+from mlxlora.export.proof import FILE, PROOF, Proof, written
 from mlxlora.export.shards import Add, write_model
 from mlxlora.export.trial import trial
 from mlxlora.files import refuse_existing
@@ -106,11 +106,6 @@ def fuse(
     )
     result.times = result.bytes / max(merged.bytes, 1)
     return result
-
-
-def written(directory: Path, trust_remote_code: bool = False) -> nn.Module:
-    """The model in a directory, its weights not read yet, for a proof."""
-    return open_frozen(directory, trust_remote_code)[0]
 
 
 def _resolve(bits: Bits, quantization: dict[str, Any] | None) -> Bits:

@@ -17,6 +17,7 @@ from mlxlora.base import Base, open_model
 from mlxlora.errors import AdapterError
 from mlxlora.export.shards import taken_tensors
 from mlxlora.lora.adapter import Adapter, differences
+from mlxlora.lora.fit import check_fit
 from mlxlora.lora.layers import LowRank, layer_for
 from mlxlora.lora.whole import fitted
 from mlxlora.model_files import check_directory, find, identify
@@ -46,7 +47,11 @@ class Merged:
         self.source, self.adapter = source, adapter
         self.model, self.config = open_model(source, trust_remote_code=trust_remote_code)
         self.modules = dict(self.model.named_modules())
-        self.layers = {path: self._layer(path) for path in adapter.modules} if adapter else {}
+        self.layers: dict[str, type[LowRank]] = {}
+        if adapter is not None:
+            check_fit(self.modules, adapter)
+            kinds = ((path, layer_for(self.modules[path])) for path in adapter.modules)
+            self.layers = {path: kind for path, kind in kinds if kind is not None}  # all: they fit
         whole = fitted(self.model, adapter.whole if adapter else {})
         self.whole = whole.weights  # in place of the model's own
         self.replaced = whole.modules  # in place of quantized ones
@@ -141,21 +146,6 @@ class Merged:
         for leaf, value in list(module.items()):
             if isinstance(value, mx.array):
                 module[leaf] = mx.array(0)
-
-    def _layer(self, path: str) -> type[LowRank]:
-        assert self.adapter is not None
-        module = self.modules.get(path)
-        kind = layer_for(module)
-        if module is None or kind is None:
-            raise AdapterError(f"adapter does not fit this base: it has no layer {path}")
-        wanted = kind.shapes(module, self.adapter.rank)
-        for name, array in self.adapter.tensors(path).items():
-            if tuple(array.shape) != wanted[name]:
-                raise AdapterError(
-                    f"adapter does not fit this base: {path}.{name} is {tuple(array.shape)}, "
-                    f"the base wants {wanted[name]}"
-                )
-        return kind
 
 
 def _check_base(source: Path, name: str, commit: str, adapter: Adapter) -> None:

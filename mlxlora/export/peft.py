@@ -19,9 +19,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlxlora.base import Base
-from mlxlora.errors import AdapterError, ExportError
+from mlxlora.errors import ExportError
 from mlxlora.files import atomic_directory, save_tensors, write_json
 from mlxlora.lora.adapter import PROVENANCE, Adapter
+from mlxlora.lora.fit import check_fit
 from mlxlora.lora.layers import EXPERTS, LoRAEmbedding, layer_for, weight_shape
 from mlxlora.lora.names import DOWN, GATE, HEADS, UP, Names
 
@@ -82,29 +83,12 @@ class _Plan:
         self.adapted: set[str] = set()  # names in transformers
         self.saved: set[str] = set()  # of modules saved whole
         self.notes: list[str] = []
-        self._check_fit()
+        check_fit(self.names.modules, adapter)
         for path in adapter.modules:
             self._module(path)
         self._fill_experts()
         self._whole()
         self._note()
-
-    def _check_fit(self) -> None:
-        faults = []
-        for path in self.adapter.modules:
-            module = self.names.modules.get(path)
-            kind = layer_for(module)
-            if module is None or kind is None:
-                faults.append(f"{path}: the base has no such layer")
-                continue
-            wanted = kind.shapes(module, self.adapter.rank)
-            for leaf, array in self.adapter.tensors(path).items():
-                if array.shape != wanted[leaf]:
-                    faults.append(f"{path}.{leaf}: adapter {array.shape}, base {wanted[leaf]}")
-        if faults:
-            raise AdapterError(
-                "adapter does not fit this base:\n" + "\n".join(f"  {f}" for f in faults[:12])
-            )
 
     def _module(self, path: str) -> None:
         module, own = self.names.modules[path], self.adapter.tensors(path)

@@ -7,7 +7,9 @@ trained is not left behind for somebody to find.
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxlora.base import open_tokenizer
+import mlx.nn as nn
+
+from mlxlora.base import open_frozen, open_tokenizer
 from mlxlora.config import DataConfig
 from mlxlora.errors import ExportError
 from mlxlora.export.fidelity import Fidelity, Open, measure
@@ -27,7 +29,7 @@ class Proof:
     trust_remote_code: bool = False
 
     def of(self, merged: Merged, written: Open, file: Path, remedy: str) -> Fidelity:
-        """Measure, write the figures to file, and return them.
+        """Measure, write the figures to file, and return them; if they are refused, no file.
 
         Raises ExportError, which ends with remedy, if the model is not what was trained; a base
         without an adapter is measured and never refused, unless max_kl is set.
@@ -37,13 +39,18 @@ class Proof:
         found = measure(
             merged.source, merged.adapter, written, rows, trust_remote_code=self.trust_remote_code
         )
-        write_json(file, found.to_dict())
         limit = self.max_kl
         if limit is None:
             limit = found.limit if merged.adapter is not None else float("inf")
         if not found.kl <= limit:  # NaN is no proof
             raise ExportError(_refusal(found, limit, remedy))
+        write_json(file, found.to_dict())
         return found
+
+
+def written(directory: Path, trust_remote_code: bool = False) -> nn.Module:
+    """The model in a directory, its weights not read yet, for a proof."""
+    return open_frozen(directory, trust_remote_code)[0]
 
 
 def _refusal(found: Fidelity, limit: float, remedy: str) -> str:

@@ -7,9 +7,9 @@ all.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlxlora.errors import ExportError
 from mlxlora.files import atomic_directory, refuse_existing, save_tensors, write_json
 
+Kind = Literal["mlx", "pt"]  # which numbers' layout and names, in the words of the metadata
 SHARD_BYTES = 4 << 30
 SPARE_BYTES = 64 << 20  # of disk, beyond the estimate
 _OURS = {"config.json", "model.safetensors.index.json", "README.md"}  # not copied
@@ -32,35 +33,46 @@ def write_model(
     source: Path,
     expected_bytes: int,
     finish: Callable[[Path], None] = lambda directory: None,
+    *,
+    kind: Kind = "mlx",
+    without: Set[str] = frozenset(),
 ) -> int:
-    """Write a model that mlx-lm loads; return the bytes of its tensors.
+    """Write a model that mlx-lm loads, or transformers; return the bytes of its tensors.
 
     tensors: an iterator of them, or a function that hands them over to the one it is called with.
-    source is the base's directory, for tokenizer, template and generation config. finish is
+    source is the base's directory, for tokenizer, template and generation config, all but the
+    files named in without. kind: what the safetensors files say they are made for. finish is
     called with the directory when all is in it and it has not got its name yet; if it raises,
     nothing is left. Raises ExportError if directory exists or the disk has no room for
     expected_bytes.
     """
     refuse_existing(directory)
     with atomic_directory(directory) as temporary:
-        free = shutil.disk_usage(temporary).free
-        if free < expected_bytes + SPARE_BYTES:
-            raise ExportError(
-                f"{directory} needs about {expected_bytes / 1e9:.1f} GB and the disk has "
-                f"{free / 1e9:.1f} GB free"
-            )
-        sizes = _write_shards(temporary, tensors)
+        check_room(temporary, expected_bytes, directory)
+        sizes = _write_shards(temporary, tensors, kind)
         write_json(temporary / "config.json", dict(sorted(config.items())))
-        copy_companions(source, temporary)
+        copy_companions(source, temporary, without)
         finish(temporary)
     return sum(sizes.values())
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy tokenizer, template, generation config and licence byte for byte, writable."""
+def check_room(place: Path, size: int, name: Path) -> None:
+    """Raise ExportError if the disk that place is on has no room for so many bytes of name."""
+    free = shutil.disk_usage(place).free
+    if free < size + SPARE_BYTES:
+        raise ExportError(
+            f"{name} needs about {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free"
+        )
+
+
+def copy_companions(source: Path, target: Path, without: Set[str] = frozenset()) -> None:
+    """Copy tokenizer, template, generation config and licence byte for byte, writable.
+
+    without: the names of files to leave.
+    """
     for pattern in _COPIED:
         for file in source.glob(pattern):
-            if file.name not in _OURS and file.is_file():
+            if file.name not in _OURS | without and file.is_file():
                 shutil.copyfile(file, target / file.name)
 
 
@@ -72,10 +84,10 @@ def taken_tensors(model: nn.Module) -> dict[str, mx.array]:
 
 
 def _write_shards(
-    directory: Path, tensors: Iterator[tuple[str, mx.array]] | Callable[[Add], None]
+    directory: Path, tensors: Iterator[tuple[str, mx.array]] | Callable[[Add], None], kind: Kind
 ) -> dict[str, int]:
     """Returns tensor name -> bytes."""
-    shards = _Shards(directory)
+    shards = _Shards(directory, kind)
     if callable(tensors):
         tensors(shards.add)
     else:
@@ -87,18 +99,21 @@ def _write_shards(
 
 
 class _Shards:
-    """Takes tensors one by one. Shards get their final names once their number is known."""
+    """Takes tensors one by one. Shards get their final names once their number is known.
 
-    def __init__(self, directory: Path) -> None:
+    By the custom of Hugging Face (kind "pt"), a file that is the only one has no index beside it.
+    """
+
+    def __init__(self, directory: Path, kind: Kind) -> None:
         self.sizes: dict[str, int] = {}
-        self._directory = directory
+        self._directory, self._kind = directory, kind
         self._homes: dict[str, int] = {}
         self._shard: dict[str, mx.array] = {}
         self._held = self._count = 0
 
     def add(self, name: str, array: mx.array) -> None:
         if self._shard and self._held + array.nbytes > SHARD_BYTES:
-            _write_shard(self._directory, self._count, self._shard)
+            _write_shard(self._directory, self._count, self._shard, self._kind)
             self._held, self._count = 0, self._count + 1
         mx.eval(array)
         self._shard[name], self.sizes[name] = array, array.nbytes
@@ -107,7 +122,7 @@ class _Shards:
 
     def close(self) -> None:
         """Write what is left, and the index."""
-        _write_shard(self._directory, self._count, self._shard)
+        _write_shard(self._directory, self._count, self._shard, self._kind)
         last = self._count + 1
         names = [
             "model.safetensors" if last == 1 else f"model-{n + 1:05d}-of-{last:05d}.safetensors"
@@ -115,6 +130,8 @@ class _Shards:
         ]
         for number, name in enumerate(names):
             (self._directory / f"part-{number}").rename(self._directory / name)
+        if self._kind == "pt" and last == 1:
+            return
         index = {
             "metadata": {"total_size": sum(self.sizes.values())},
             "weight_map": {name: names[self._homes[name]] for name in sorted(self._homes)},
@@ -123,7 +140,7 @@ class _Shards:
         (self._directory / "model.safetensors.index.json").write_text(text)
 
 
-def _write_shard(directory: Path, number: int, shard: dict[str, mx.array]) -> None:
-    save_tensors(directory / f"part-{number}", shard, {"format": "mlx"})
+def _write_shard(directory: Path, number: int, shard: dict[str, mx.array], kind: Kind) -> None:
+    save_tensors(directory / f"part-{number}", shard, {"format": kind})
     shard.clear()
     mx.clear_cache()

@@ -59,7 +59,7 @@ def trial(
     if data is not None:
         rows = _named(data)
         return _trial(tokenizer, rows, data, tokens, f"of {rows.file.path.name}", own=True)
-    found = _of_run(adapter, part) if adapter is not None else None
+    found = own_rows(adapter, part) if adapter is not None else None
     if found is not None:
         rows, config = found
         kept = "kept for validation" if part == "valid" else "trained on"
@@ -114,7 +114,7 @@ def _named(data: DataConfig) -> Rows:
     return rows
 
 
-def _of_run(adapter: Adapter, part: Part) -> tuple[Rows, DataConfig] | None:
+def own_rows(adapter: Adapter, part: Part) -> tuple[Rows, DataConfig] | None:
     """The rows of the run in whose directory the adapter lies, if they are unchanged."""
     start = adapter.home.parent / START if adapter.home is not None else None
     if start is None or not start.is_file():

@@ -25,12 +25,15 @@ from mlxlora.files import atomic_directory, hash_file, save_tensors, write_json
 from mlxlora.hub_files import here
 from mlxlora.lora.card import card, whole_modules
 from mlxlora.lora.provenance import COMPARED, is_a, mistold
+from mlxlora.lora.targets import natural
 from mlxlora.readers import FLOATING, read_json, safetensors_header
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 PROVENANCE = "provenance.json"
 CARD = "README.md"
+OF_A_RUN = "adapter"  # where a run's directory has its own
+PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 FACTORS = ("lora_a", "lora_b")
 TENSORS = (*FACTORS, "m")  # of a module
 KINDS = ("lora", "dora", "full")
@@ -60,15 +63,16 @@ class Adapter:
 
     @property
     def modules(self) -> list[str]:
-        """Paths of the modules with low-rank factors."""
+        """Paths of the modules with low-rank factors, in order: a file's tensors have none."""
         split = (name.rpartition(".") for name in self.weights)
-        return list(dict.fromkeys(path for path, _, leaf in split if leaf in FACTORS))
+        return sorted({path for path, _, leaf in split if leaf in FACTORS}, key=natural)
 
     @property
     def whole(self) -> dict[str, mx.array]:
         """Weights that were trained whole, by the base's names."""
         low_rank = {f"{path}.{leaf}" for path in self.modules for leaf in TENSORS}
-        return {name: array for name, array in self.weights.items() if name not in low_rank}
+        names = sorted(self.weights.keys() - low_rank, key=natural)
+        return {name: self.weights[name] for name in names}
 
     def tensors(self, path: str) -> dict[str, mx.array]:
         """A module's lora_a, lora_b and, of "dora", m."""
@@ -89,12 +93,13 @@ class Adapter:
         """
         directory = here(path, (CONFIG, WEIGHTS, PROVENANCE), AdapterError)
         if not os.path.lexists(directory / CONFIG):
-            hint = "" if os.path.exists(directory) else " (it does not exist)"
-            raise AdapterError(f"{directory} is not an adapter directory: no {CONFIG}{hint}")
+            raise AdapterError(
+                f"{directory} is not an adapter directory: no {CONFIG}{_instead(directory)}"
+            )
         config = read_json(directory / CONFIG, AdapterError)
         file = directory / WEIGHTS
         if not os.path.lexists(file):
-            raise AdapterError(f"{directory} has no {WEIGHTS}")
+            raise AdapterError(f"{directory} has no {WEIGHTS}{_instead(directory)}")
         header = safetensors_header(file, AdapterError)
         provenance = {}
         if os.path.lexists(directory / PROVENANCE):
@@ -194,6 +199,18 @@ def differences(provenance: Mapping[str, Any], base: Mapping[str, str]) -> list[
         for key, label in COMPARED.items()
         if trained_on.get(key) not in (None, base[key])
     ]
+
+
+def _instead(directory: Path) -> str:
+    """What may have been meant by a directory that is no adapter."""
+    if not os.path.exists(directory):
+        return " (it does not exist)"
+    inside = directory / OF_A_RUN
+    if os.path.lexists(inside / CONFIG):
+        return f"; the one of this run is {inside}"
+    if any(os.path.lexists(directory / name) for name in PEFT_WEIGHTS):
+        return f"; it is PEFT's: mlxlora adapter import {directory} --model M --out A"
+    return ""
 
 
 def _parameters(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
 
 from mlxlora.base import Base
 from mlxlora.errors import AdapterError
 from mlxlora.lora.adapter import Adapter, differences
+from mlxlora.lora.fit import check_fit
 from mlxlora.lora.layers import LowRank, layer_for
 from mlxlora.lora.targets import natural
 from mlxlora.lora.whole import Part, fitted
@@ -76,6 +76,7 @@ def detach(model: nn.Module | Base) -> None:
     """Take every adapter out; the model is the base again, with the base's arrays."""
     bare = _bare(model)
     _take_out(bare)
+    bare.freeze()
     if hasattr(bare, "_mlxlora"):
         del bare._mlxlora
 
@@ -118,60 +119,35 @@ def _remembered(model: nn.Module) -> _Attached:
 
 def _take_out(model: nn.Module) -> None:
     """Let the base's own stand everywhere."""
-    bases = [(path, layer.base) for path, layer in low_rank_layers(model)]
-    model.update_modules(tree_unflatten(bases))
     state = getattr(model, "_mlxlora", None)
+    if state is not None and state.named:  # what stands where is known
+        acting = state.named[state.active].modules.items() if state.active is not None else ()
+        layers = [(path, m) for path, m in acting if isinstance(m, LowRank)]
+    else:
+        layers = list(low_rank_layers(model))
+        model.freeze()
+    Part({path: layer.base for path, layer in layers}).swap_into(model)
     if state is not None:
         state.own.swap_into(model)
         state.own = Part()
-    model.freeze()
 
 
 def _part(model: nn.Module, adapter: Adapter) -> Part:
     """The adapter's layers and weights over this bare model. Raises AdapterError."""
     modules = dict(model.named_modules())
-    faults: list[str] = []
-    layers: dict[str, LowRank] = {}
-    for path in adapter.modules:
-        layer = _filled(modules.get(path), path, adapter, faults)
-        if layer is not None:
-            layers[path] = layer
-    if faults:
-        raise AdapterError(_misfit(adapter, faults))
-    for layer in layers.values():
-        layer.settle()
-        layer.freeze()
+    check_fit(modules, adapter)
+    layers = {path: _layer(modules[path], adapter, path) for path in adapter.modules}
     whole = fitted(model, adapter.whole)
     return Part({**layers, **whole.modules}, whole.weights)
 
 
-def _filled(
-    module: nn.Module | None, path: str, adapter: Adapter, faults: list[str]
-) -> LowRank | None:
-    """A low-rank layer over module with the adapter's tensors, or None and why in faults."""
+def _layer(module: nn.Module, adapter: Adapter, path: str) -> LowRank:
+    """A low-rank layer over module with the adapter's tensors."""
     kind = layer_for(module)
-    if module is None or kind is None:
-        faults.append(f"{path}: the base has no such layer")
-        return None
-    own = adapter.tensors(path)
-    before = len(faults)
-    for name, shape in kind.shapes(module, adapter.rank).items():
-        if name not in own:
-            if name != "m" or adapter.method == "dora":
-                faults.append(f"{path}.{name}: missing in the adapter")
-        elif tuple(own[name].shape) != shape:
-            faults.append(f"{path}.{name}: adapter {tuple(own[name].shape)}, base {shape}")
-    if len(faults) > before:
-        return None
+    assert kind is not None  # it fits
     layer = kind(module, adapter.rank, adapter.scale, 0.0)
-    for name, array in own.items():
+    for name, array in adapter.tensors(path).items():
         layer[name] = array
+    layer.settle()
+    layer.freeze()
     return layer
-
-
-def _misfit(adapter: Adapter, faults: list[str]) -> str:
-    shown = "\n".join(f"  {fault}" for fault in faults[:12])
-    more = f"\n  and {len(faults) - 12} more" if len(faults) > 12 else ""
-    name = (adapter.provenance.get("base") or {}).get("name")
-    where = f"\nIt was trained on {name}; load that base." if name else ""
-    return f"adapter does not fit this base:\n{shown}{more}{where}"

@@ -246,7 +246,9 @@ def _rows(told: Mapping[str, Any]) -> list[tuple[str, str]]:
     data = told.get("data") or {}
     files = ((name, file or {}) for name, file in (data.get("files") or {}).items())
     kind = data.get("format") or ""
-    return [(n, f"{file.get('rows') or 0:,} {kind} in {file.get('path')}") for n, file in files]
+    return [
+        (n, f"{file.get('rows') or 0:,} {kind} rows in {file.get('path')}") for n, file in files
+    ]
 
 
 def _merged(told: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -37,8 +37,9 @@ def merge(
 ) -> Adapter:
     """One adapter that mixes these, with a scale of 1.
 
-    weights: one an adapter, of any sign (None: equal ones that sum to 1). rank: of "svd"'s result
-    (None: the largest of the adapters'). density: share of the numbers that "ties" and "dare" keep
+    weights: one an adapter, of any sign (None: equal ones that sum to 1). rank: of the result
+    (None: the largest of the adapters', for "cat" their sum); a lower one keeps the best of what
+    the method made. density: share of the numbers that "ties" and "dare" keep
     (None: 0.2 and 0.9). seed: of what "dare" drops (None: 0). names: of the adapters, for messages
     and, without what leads there, provenance. A module that an adapter lacks counts as zero there.
 
@@ -47,7 +48,7 @@ def merge(
     sum. Raises ConfigError for what cannot be chosen, AdapterError for adapters that cannot be
     merged or, unless force is True, that were trained on different bases.
     """
-    how = _method(method, {"rank": rank, "density": density, "seed": seed})
+    how = _method(method, {"density": density, "seed": seed})
     weights = _weights(weights, len(adapters))
     names = names or [f"adapter {number}" for number in range(1, len(adapters) + 1)]
     named = list(zip(names, adapters, strict=True))
@@ -71,7 +72,7 @@ def merge(
     chosen = {"rank": rank, "density": density, "seed": seed}
     record = {
         "method": method,
-        **{name: value for name, value in chosen.items() if name in how.takes},
+        **{name: value for name, value in chosen.items() if name in ("rank", *how.takes)},
         "distance": math.hypot(*distances) / (math.hypot(*norms) or 1.0),
         "parents": list(map(_parent, names, weights, adapters)),
     }
@@ -92,8 +93,8 @@ def _method(name: str, chosen: dict[str, Any]) -> Method:
             raise ConfigError(f"{option} means nothing to {name}, but to {' and '.join(able)}")
         if option == "density" and not 0 < value <= 1:
             raise ConfigError(f"density must be above 0 and at most 1, not {value}")
-        if option != "density" and value < (option == "rank"):
-            raise ConfigError(f"{option} must be at least {int(option == 'rank')}, not {value}")
+        if option == "seed" and value < 0:
+            raise ConfigError(f"seed must be at least 0, not {value}")
     return METHODS[name]
 
 
@@ -114,6 +115,8 @@ def _weights(weights: Sequence[float] | None, count: int) -> list[float]:
 
 def _rank(how: Method, wished: int | None, ranks: Sequence[int]) -> int:
     """Of the result."""
+    if wished is not None and wished < 1:
+        raise ConfigError(f"rank must be at least 1, not {wished}")
     if wished and wished > sum(ranks):
         raise ConfigError(
             f"rank {wished} is more than the adapters have together: {sum(ranks)}, which holds "
@@ -121,7 +124,9 @@ def _rank(how: Method, wished: int | None, ranks: Sequence[int]) -> int:
         )
     rank = wished or how.rank(ranks)
     if rank > MAX_RANK:
-        raise ConfigError(f"the result would have rank {rank:,}, above {MAX_RANK:,}; svd lowers it")
+        raise ConfigError(
+            f"the result would have rank {rank:,}, above {MAX_RANK:,}; --rank lowers it"
+        )
     return rank
 
 

@@ -42,11 +42,16 @@ def cat(shares: Sequence[Share], rank: int, density: float) -> Factors:
 
 
 def svd(shares: Sequence[Share], rank: int, density: float) -> Factors:
-    """The best approximation of the sum by this rank, from its factors alone.
+    """The best approximation of the sum by this rank."""
+    return best(*cat(shares, rank, density), rank)
 
-    sum = L R = Q1 (R1 R2') Q2', whose singular vectors are those of the small product, turned.
+
+def best(left: mx.array, right: mx.array, rank: int) -> Factors:
+    """The best approximation of left @ right by a rank, from the factors alone.
+
+    L R = Q1 (R1 R2') Q2', whose singular vectors are those of the small product, turned.
     """
-    (q1, r1), (q2, r2) = _triangular(*cat(shares, rank, density))
+    (q1, r1), (q2, r2) = _triangular(left, right)
     u, values, v = mx.linalg.svd(r1 @ r2.swapaxes(-1, -2), stream=mx.cpu)
     kept = min(rank, values.shape[-1])
     left = q1 @ (u[..., :kept] * values[..., None, :kept])
@@ -82,16 +87,16 @@ class Method:
     combine: Combine
     rank: Callable[[Sequence[int]], int] = max  # of the result, from those of the adapters
     any_ranks: bool = False
-    takes: tuple[str, ...] = ()  # which of rank, density and seed can be chosen
+    takes: tuple[str, ...] = ()  # which of density and seed can be chosen
     density: float = 1.0  # unless chosen
 
 
-# Densities: what TIES recommends (section 4 of the paper). DARE drops from both factors, which
+# Densities: the share that TIES's paper keeps by default. DARE drops from both factors, which
 # adds noise of sqrt(1 / density^2 - 1) times the result: 0.48 at 0.9, but 4.9 at 0.2.
 METHODS = {
     "linear": Method(linear),
     "cat": Method(cat, rank=sum, any_ranks=True),
-    "svd": Method(svd, any_ranks=True, takes=("rank",)),
+    "svd": Method(svd, any_ranks=True),
     "ties": Method(ties, takes=("density",), density=0.2),
     "dare": Method(dare, takes=("density", "seed"), density=0.9),
 }
@@ -114,6 +119,8 @@ def mix(method: Method, shares: Sequence[Share], rank: int, density: float) -> M
     if not math.isfinite(norm):  # nothing to decompose
         return Mixed(exact_left, exact_right, norm, norm)
     left, right = method.combine(_trimmed(shares), rank, density)
+    if left.shape[-1] > rank:
+        left, right = best(left, right, rank)
     distance = _norm(
         mx.concatenate([left, -exact_left], axis=-1), mx.concatenate([right, exact_right], axis=-2)
     )

@@ -14,8 +14,10 @@ from typing import cast
 import mlx.core as mx
 
 from mlxlora.errors import AdapterError
+from mlxlora.lora.adapter import WEIGHTS as OURS
 from mlxlora.lora.adapter import check_numbers
 from mlxlora.lora.peft_config import CONFIG
+from mlxlora.lora.targets import natural
 from mlxlora.readers import safetensors_header
 
 WEIGHTS = "adapter_model.safetensors"
@@ -68,7 +70,9 @@ def find_weights(directory: Path) -> Path:
             "it is not. Where you trust it: peft.PeftModel.from_pretrained(BASE, "
             "THIS).save_pretrained(NEW) writes it as safetensors"
         )
-    raise AdapterError(f"{directory} has no {WEIGHTS}")
+    ours = os.path.lexists(directory / OURS)
+    hint = "; it is mlxlora's or mlx-lm's, and needs no import" if ours else ""
+    raise AdapterError(f"{directory} has no {WEIGHTS}{hint}")
 
 
 def read_tensors(file: Path) -> Tensors:
@@ -76,7 +80,7 @@ def read_tensors(file: Path) -> Tensors:
     check_numbers(file, safetensors_header(file, AdapterError))
     arrays = cast(dict[str, mx.array], mx.load(str(file)))
     found, faults, adapters = Tensors(), [], set()
-    for name, array in arrays.items():
+    for name, array in sorted(arrays.items(), key=lambda item: natural(item[0])):
         parts = _without_wrappers(name)
         kind = next((part for part in parts if part in FACTORS), None)
         if kind is None:

@@ -146,8 +146,9 @@ def check_patterns(config: LoraConfig, paths: list[str]) -> None:
 
 
 def natural(path: str) -> list[tuple[int, str]]:
-    """Sort key by which block 10 comes after block 9."""
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in path.split(".")]
+    """Sort key by which block 10 comes after block 9; for any text, such as a stranger's names."""
+    parts = path.split(".")
+    return [(int(p), "") if p.isdecimal() and len(p) < 10 else (-1, p) for p in parts]
 
 
 def _names(paths: Iterable[str]) -> str:

@@ -39,7 +39,7 @@ def verify(adapter: Adapter, base: Base) -> list[Check]:
         elif known == own:
             checks.append(Check(NAMES[key], SAME, f"the same, {own[:SHOWN]}"))
         else:
-            detail = f"trained on {known[:SHOWN]}, here {own[:SHOWN]}"
+            detail = f"trained on {known[:SHOWN]}\nhere {own[:SHOWN]}"
             checks.append(Check(NAMES[key], DIFFERS, detail))
     return [*checks, _fit(adapter, base)]
 
@@ -55,7 +55,8 @@ def _fit(adapter: Adapter, base: Base) -> Check:
     try:
         attach(base.model, adapter)
     except AdapterError as error:
-        return Check("shapes", DIFFERS, str(error).splitlines()[1].strip())
+        first, *others = (s.strip() for s in str(error).splitlines() if s.startswith("  "))
+        return Check("shapes", DIFFERS, first + " (among others)" * bool(others))
     finally:
         detach(base)
     whole = f", {len(adapter.whole)} whole weights" if adapter.whole else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from mlxlora.errors import AdapterError
 from mlxlora.quantized import QUANTIZED, unquantized
@@ -24,14 +24,25 @@ class Part:
     weights: Mapping[str, mx.array] = field(default_factory=dict)  # by name
 
     def swap_into(self, model: nn.Module) -> "Part":
-        """Put it in; returns the part of the model that stood in its place."""
-        modules = dict(model.named_modules()) if self.modules else {}
-        stood = {path: modules[path] for path in self.modules}
-        model.update_modules(tree_unflatten(list(self.modules.items())))
-        own = dict(tree_flatten(model.parameters())) if self.weights else {}
-        weights = {name: own[name] for name in self.weights}
-        model.load_weights(list(self.weights.items()), strict=False)
-        return Part(stood, weights)
+        """Put it in; returns the part of the model that stood in its place.
+
+        By assignment: nothing of the rest of the model is looked at.
+        """
+        return Part(
+            {path: _assigned(model, path, module) for path, module in self.modules.items()},
+            {name: _assigned(model, name, array) for name, array in self.weights.items()},
+        )
+
+
+def _assigned(model: nn.Module, path: str, value: Any) -> Any:
+    """Let value stand at this path; returns what stood there."""
+    holder: Any = model
+    *outer, last = path.split(".")
+    for name in outer:
+        holder = holder[int(name)] if isinstance(holder, list) else holder[name]
+    place: Any = int(last) if isinstance(holder, list) else last
+    stood, holder[place] = holder[place], value
+    return stood
 
 
 def trained(module: nn.Module, dtype: mx.Dtype) -> nn.Module:

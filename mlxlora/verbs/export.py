@@ -1,51 +1,24 @@
-"""mlxlora export: a table of formats."""
+"""mlxlora export."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlxlora.errors import ConfigError
+from mlxlora.errors import ConfigError, ExportError
+from mlxlora.verbs.fidelity import MaxKl, Measured, ProofRows, figures, proof, show
+from mlxlora.verbs.formats import FORMATS, Order, Outcome
+from mlxlora.verbs.install import Install
+from mlxlora.verbs.install import check as check_install
+from mlxlora.verbs.install import install as copy
 from mlxlora.verbs.options import AsJson, Force, Model, Trust
 
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be written, as the command line says it."""
-
-    model: str
-    adapter: str | None
-    out: Path
-    quant: str | None
-    force: bool
-    trust_remote_code: bool
-
-
-def peft(order: Order) -> tuple[list[str], dict[str, Any]]:
-    """Returns (lines to show, the result)."""
-    from mlxlora.base import open_base
-    from mlxlora.export.peft import write
-    from mlxlora.files import refuse_existing
+if TYPE_CHECKING:
+    from mlxlora.base import Base
+    from mlxlora.console import Screen
     from mlxlora.lora.adapter import Adapter
-    from mlxlora.lora.attach import check_base
 
-    if order.adapter is None:
-        raise ConfigError("--format peft writes an adapter; pass --adapter")
-    if order.quant is not None:
-        raise ConfigError("--format peft has no --quant: adapters are written in float32")
-    refuse_existing(order.out)
-    adapter = Adapter.load(order.adapter)
-    base = open_base(order.model, trust_remote_code=order.trust_remote_code)
-    if not order.force:
-        check_base(base, adapter)
-    done = write(adapter, base, order.out, beside=order.adapter)
-    first = f"{done.path}: {done.modules} layers, rank {done.rank}, lora_alpha {done.alpha}"
-    return [first, *done.notes], asdict(done)
-
-
-FORMATS: dict[str, Callable[[Order], tuple[list[str], dict[str, Any]]]] = {"peft": peft}
+FOR_LM_STUDIO = ("mlx", "gguf")  # formats that it loads
 
 
 def export(
@@ -53,22 +26,125 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="what is to be written; must not exist yet")],
     kind: Annotated[str, typer.Option("--format", help=" or ".join(FORMATS), metavar="FORMAT")],
     adapter: Annotated[
-        str | None, typer.Option("--adapter", help="adapter directory", show_default=False)
+        str | None,
+        typer.Option("--adapter", help="adapter: directory or Hub id", show_default=False),
     ] = None,
     quant: Annotated[
-        str | None, typer.Option("--quant", help="type of the weights", show_default=False)
+        str | None,
+        typer.Option(
+            "--quant",
+            help="type of the weights. gguf, ollama: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0; "
+            "hf: f32, f16, bf16; mlx: as fuse's --bits",
+            show_default="gguf f16, ollama q8_0, hf the base's own",
+        ),
     ] = None,
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="ollama: the adapter as a file of its own")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="ask base + adapter, what was written and (where installed) the program it is for "
+            "the same prompts: token ids first, then answers",
+        ),
+    ] = False,
+    data: ProofRows = None,
+    max_kl: MaxKl = None,
+    measured: Measured = True,
+    install: Install = None,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
 ) -> None:
     """Write a model or an adapter in another program's format."""
+    from mlxlora.base import load
     from mlxlora.console import Screen
+    from mlxlora.lora.adapter import Adapter
+    from mlxlora.model_files import find
 
     if kind not in FORMATS:
         raise ConfigError(f"--format {kind!r} is not known; known are {', '.join(FORMATS)}")
-    lines, result = FORMATS[kind](Order(model, adapter, out, quant, force, trust_remote_code))
+    if keep_adapter and kind != "ollama":
+        raise ConfigError(f"--keep-adapter is for --format ollama, not for {kind}")
+    if install is not None and kind not in FOR_LM_STUDIO:
+        raise ConfigError(f"--install is for --format {' or '.join(FOR_LM_STUDIO)}, not for {kind}")
+    check_install(install, out)
+    base = load(model, trust_remote_code=trust_remote_code) if check else None
+    order = Order(
+        model=model,
+        source=base.path if base is not None else find(model)[0],
+        adapter=Adapter.load(adapter) if adapter is not None else None,
+        out=out,
+        quant=quant,
+        proof=proof(data, max_kl, measured, trust_remote_code),
+        ends=frozenset(base.tokenizer.eos_token_ids if base is not None else ()),
+        keep_adapter=keep_adapter,
+        force=force,
+        trust_remote_code=trust_remote_code,
+    )
+    done = FORMATS[kind](order)
     screen = Screen(as_json)
-    for line in lines:
+    for line in done.lines:
         screen.say(line)
-    screen.result({"format": kind, **result})
+    if done.fidelity is not None:
+        show(screen, done.fidelity, "written")
+    told = {"format": kind, **done.result, **figures(done.fidelity)}
+    if kind in FOR_LM_STUDIO:
+        told |= copy(screen, install, out)
+    if base is not None:
+        told["check"] = _checked(screen, base, order.adapter, done, force)
+    if done.command:
+        screen.command(*done.command, indent="")
+    screen.result(told)
+    wrong = [one["name"] for one in told.get("check", ()) if one["differing"]]
+    if wrong:
+        raise ExportError(
+            f"{out} was written, but {' and '.join(wrong)} cuts prompts into other tokens than the "
+            "model was trained with; its answers will be worse than they should be"
+        )
+
+
+def _checked(
+    screen: "Screen", base: "Base", adapter: "Adapter | None", done: Outcome, force: bool
+) -> list[dict[str, Any]]:
+    """Ask all who can be asked, show how they answered, and return it for --json."""
+    from dataclasses import asdict
+
+    from mlxlora.export.check import compare, prompts_for
+    from mlxlora.export.speakers import InMLX, installed
+    from mlxlora.lora.attach import attach
+
+    if done.opened is None:
+        screen.say("an adapter alone cannot be asked; check its model: --format gguf or hf")
+        return []
+    if adapter is not None:
+        attach(base, adapter, force=force)
+    opened, tokenizer = done.opened, base.tokenizer
+    asked = [lambda: InMLX("what was written, here", opened(), tokenizer)]
+    for packages, program in done.programs.items():
+        if installed(*packages.split()):
+            asked.append(program)  # type: ignore[arg-type]
+        else:
+            screen.say(f"not asked, for it is not installed: pip install {packages}", "dim")
+    first = InMLX("base + adapter", base.model, tokenizer)
+    found = list(compare(first, asked, prompts_for(base, adapter)))
+    screen.table(
+        [f"beside {first.name if adapter is not None else 'the base'}", "same tokens", "answers"],
+        [
+            [
+                one.name,
+                f"{one.same_prompts} of {one.prompts}",
+                f"{one.same_answers} of {one.prompts}",
+            ]
+            for one in found
+        ],
+    )
+    for one in found:
+        for prompt in one.differing[:3]:
+            screen.line(f"other tokens in {one.name}: {prompt!r}", "red")
+        if one.example is not None:
+            screen.line(f"{one.name}, the first answer that differs:", "dim")
+            for text in one.example:
+                screen.line(f"  {text!r}", "dim")
+    return [asdict(one) for one in found]

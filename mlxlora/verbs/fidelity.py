@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mlxlora.export.proof import Proof
 
 WORST = 3  # layers shown
+EXACT = 1e-3  # an error that is none
 
 ProofRows = Annotated[
     str | None,
@@ -60,7 +61,7 @@ def show(screen: "Screen", found: "Fidelity", name: str) -> None:
         ["model", "loss", "KL", "same first choice"],
         [[label, f"{loss:.4f}", f"{kl:.2g}", f"{same:.1%}"] for label, loss, kl, same in rows],
     )
-    if any(one.output_error for one in found.layers):
+    if any((one.output_error or 0) > EXACT for one in found.layers):
         screen.say("The layers whose change was written worst, 0 being exact:")
         screen.table(
             ["layer", "weights", "outputs", "cosine"],

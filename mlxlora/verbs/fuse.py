@@ -7,6 +7,8 @@ import typer
 
 from mlxlora.errors import ConfigError
 from mlxlora.verbs.fidelity import MaxKl, Measured, ProofRows, figures, proof, show
+from mlxlora.verbs.install import Install, check
+from mlxlora.verbs.install import install as copy
 from mlxlora.verbs.options import AsJson, Force, Model, Trust
 
 
@@ -35,6 +37,7 @@ def fuse(
     data: ProofRows = None,
     max_kl: MaxKl = None,
     measured: Measured = True,
+    install: Install = None,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -46,6 +49,7 @@ def fuse(
 
     if bits not in ("auto", "keep", "none") and not bits.isdigit():
         raise ConfigError(f"--bits must be auto, keep, none, 4, 5, 6 or 8, not {bits!r}")
+    check(install, out)
     wish: Any = int(bits) if bits.isdigit() else bits
     screen = Screen(as_json)
     done = write(
@@ -64,6 +68,7 @@ def fuse(
     screen.say(f"Their weights: {done.bits}")
     if done.fidelity is not None:
         show(screen, done.fidelity, "fused")
+    there = copy(screen, install, done.path)
     told = {"path": done.path, "bytes": done.bytes, "layers": done.layers, "bits": done.bits}
     told["times"] = done.times
-    screen.result({**told, **figures(done.fidelity)})
+    screen.result({**told, **figures(done.fidelity), **there})

@@ -11,6 +11,7 @@ from mlxlora.errors import ConfigError
 from mlxlora.verbs.options import AsJson
 
 WEIGHTS = "--weights"
+FAR = 0.5  # of the weighted sum: a result that is something else
 OtherBases = Annotated[bool, typer.Option("--force", help="go on with adapters of several bases")]
 
 
@@ -68,7 +69,12 @@ def merge(
     ] = "svd",
     rank: Annotated[
         int | None,
-        typer.Option("--rank", min=1, help="svd: of the result", show_default="the largest"),
+        typer.Option(
+            "--rank",
+            min=1,
+            help="of the result; a lower one keeps the best of what the method made",
+            show_default="the largest; of cat the sum",
+        ),
     ] = None,
     density: Annotated[
         float | None,
@@ -121,6 +127,12 @@ def merge(
             ("written", str(out)),
         ]
     )
+    if told["distance"] > FAR:
+        screen.say(
+            f"That is far off: {method} mixes the A of one with the B of another. Compare with "
+            "--method svd or cat (mlxlora eval).",
+            "yellow",
+        )
     screen.result(
         {
             "path": str(out),

@@ -1,6 +1,7 @@
 """Fused models with chosen bits: what is planned is what plain mlx-lm loads and computes."""
 
 import json
+import time
 from functools import partial
 
 import mlx.core as mx
@@ -13,18 +14,22 @@ from mlx.utils import tree_flatten
 from mlx_lm import load as mlx_lm_load
 
 from mlxlora.base import load, open_model
-from mlxlora.config import LoraConfig
+from mlxlora.config import LoraConfig, RunConfig
 from mlxlora.errors import ExportError
 from mlxlora.export import auto, rounding, shards
 from mlxlora.export import fuse as writer
 from mlxlora.export.auto import Way, blocks, choose, scale_types, ways_of
 from mlxlora.export.calibrate import visit_layers
 from mlxlora.export.merged import Merged
+from mlxlora.export.proof import Proof
 from mlxlora.export.quantize import quantize
 from mlxlora.export.trial import trial
+from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach, detach
 from mlxlora.lora.fresh import collect, new_layers
 from mlxlora.quantized import unpacked
+from mlxlora.quickstart import story
+from mlxlora.train.loop import train
 
 TOKENS = mx.array([[1, 2, 3, 4, 5, 6]])
 fuse = partial(writer.fuse, proof=None)
@@ -278,6 +283,34 @@ def test_memory_stays_at_a_block_and_a_shard(quantized, tmp_path, monkeypatch):
         fuse(path, adapter, tmp_path / f"{depth}-fused")
         peaks[depth] = mx.get_peak_memory() - held
     assert peaks[8] < 1.3 * peaks[2]
+
+
+@pytest.mark.slow
+def test_the_quickstart_is_kept_at_nearly_the_size_of_its_base(tmp_path):
+    """Prints the figures of every --bits; python -m pytest -s -m slow -k quickstart."""
+    places = {"model": story.BASE, "out": tmp_path / "run", "data.path": story.DATA}
+    run = RunConfig.load(story.RECIPE, [f'{key}="{path}"' for key, path in places.items()])
+    for _ in train(run):
+        pass
+    adapter = Adapter.load(tmp_path / "run" / "adapter")
+    found = {}
+    print("\n  bits  times base    loss    kept       KL  CPU s   MB")
+    for bits in ("keep", 5, 6, 8, "auto", "none"):
+        mx.reset_peak_memory()
+        start = time.process_time()
+        done = writer.fuse(story.BASE, adapter, tmp_path / str(bits), bits, proof=Proof(max_kl=9.0))
+        taken, peak = time.process_time() - start, mx.get_peak_memory() / 1e6
+        one = found[bits] = done.fidelity
+        print(
+            f"{bits!s:>6} {done.times:11.3f} {one.loss_written:7.4f} {one.kept:7.2%} "
+            f"{one.kl:8.6f} {taken:6.1f} {peak:4.0f}"
+        )
+        if bits == "auto":
+            assert weights(tmp_path / "auto") <= 1.15 * weights(story.BASE)
+    print(f"base {one.loss_base:.4f}, base + adapter {one.loss_adapter:.4f}; {one.rows}")
+    assert found["auto"].kept > 0.9
+    assert found["auto"].kl < found["keep"].kl / 10
+    assert found["auto"].kl < found[5].kl  # which is larger
 
 
 def test_ways_are_no_smaller_than_the_base():

@@ -31,7 +31,7 @@ from mlxlora.quantized import QUANTIZED
 
 Bits = Literal["auto", "keep", "none"] | int
 WEIGHT_BITS = (4, 5, 6, 8)
-REMEDY = "A larger --max-size or --bits 8 keeps more, --bits none everything"
+REMEDY = "--bits 8 keeps more, so does --bits auto with a larger --max-size; --bits none everything"
 
 
 @dataclass

@@ -17,9 +17,11 @@ from conftest import randomized, write_tokenizer
 from mlxlora.base import load
 from mlxlora.config import LoraConfig
 from mlxlora.errors import ExportError
-from mlxlora.export import gguf, gguf_lora, shards
-from mlxlora.export.gguf_families import FAMILIES
-from mlxlora.export.gguf_quant import QUANTS
+from mlxlora.export import shards
+from mlxlora.export.gguf import adapter as gguf_lora
+from mlxlora.export.gguf import model as gguf
+from mlxlora.export.gguf.families import FAMILIES
+from mlxlora.export.gguf.kinds import QUANTS
 from mlxlora.export.quantize import quantize
 from mlxlora.lora.attach import attach
 from mlxlora.lora.fresh import collect, new_layers

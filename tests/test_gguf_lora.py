@@ -7,7 +7,7 @@ from test_gguf import ALL_EXPERTS, TOKENS, adapted, difference, our_logits, writ
 from mlxlora.base import load
 from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError, ExportError
-from mlxlora.export import gguf_lora
+from mlxlora.export.gguf import adapter as gguf_lora
 from mlxlora.lora.fresh import collect, new_layers, prepare_full
 
 llama_cpp = pytest.importorskip("llama_cpp")

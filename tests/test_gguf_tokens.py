@@ -25,7 +25,8 @@ from tokenizers import (
 
 from mlxlora.base import open_tokenizer
 from mlxlora.errors import ExportError
-from mlxlora.export import gguf, gguf_pre
+from mlxlora.export.gguf import model as gguf
+from mlxlora.export.gguf import pre as gguf_pre
 
 llama_cpp = pytest.importorskip("llama_cpp")
 import llama  # noqa: E402

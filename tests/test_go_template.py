@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxlora.export.go_literal import constant, literal
-from mlxlora.export.go_template import GoTemplate, GoTemplateError
+from mlxlora.export.ollama.literal import constant, literal
+from mlxlora.export.ollama.template import GoTemplate, GoTemplateError
 
 CHATS = [
     [("user", "Hi")],

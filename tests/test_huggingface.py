@@ -18,8 +18,11 @@ from mlxlora.base import SHELLS, load, open_model
 from mlxlora.cli import app
 from mlxlora.config import LoraConfig
 from mlxlora.errors import AdapterError, ExportError
-from mlxlora.export import hf_names, hf_steps, huggingface, shards
-from mlxlora.export.hf_proof import round_trip
+from mlxlora.export import shards
+from mlxlora.export.hf import directory as huggingface
+from mlxlora.export.hf import names as hf_names
+from mlxlora.export.hf import steps as hf_steps
+from mlxlora.export.hf.proof import round_trip
 from mlxlora.export.quantize import quantize
 from mlxlora.lora.attach import detach
 from mlxlora.lora.fresh import collect, new_layers, prepare_full

@@ -18,8 +18,8 @@ from conftest import randomized, write_tokenizer
 
 from mlxlora.base import load
 from mlxlora.config import LoraConfig
-from mlxlora.export import huggingface
-from mlxlora.export.hf_names import FAMILIES, SEEING
+from mlxlora.export.hf import directory as huggingface
+from mlxlora.export.hf.names import FAMILIES, SEEING
 from mlxlora.export.quantize import quantize
 from mlxlora.lora.attach import detach
 from mlxlora.lora.fresh import collect, new_layers

@@ -5,7 +5,7 @@ import pytest
 from chat_templates import FAMILIES, tokenizer_of
 
 from mlxlora.errors import ExportError
-from mlxlora.export.modelfile import holds, modelfile, parameters, stops
+from mlxlora.export.ollama.modelfile import holds, modelfile, parameters, stops
 
 
 def printable(character: str) -> bool:

@@ -18,10 +18,10 @@ from mlxlora.base import load
 from mlxlora.cli import app
 from mlxlora.config import LoraConfig
 from mlxlora.errors import ConfigError, ExportError
-from mlxlora.export import gguf
-from mlxlora.export import ollama as writer
-from mlxlora.export.go_check import rendered
-from mlxlora.export.ollama import model_name, template_of
+from mlxlora.export.gguf import model as gguf
+from mlxlora.export.ollama import directory as writer
+from mlxlora.export.ollama.compared import rendered
+from mlxlora.export.ollama.directory import model_name, template_of
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach
 from mlxlora.lora.fresh import collect, new_layers

@@ -49,31 +49,31 @@ def test_the_architectures_are_those_that_are_tested():
     assert section("architectures") == readme_section()
 
 
-def test_the_tree_names_every_file_and_no_other():
-    named, folder = set(), ""
+def tree() -> list[str]:
+    """The files of the README's tree, in its order, by their paths in the package."""
+    files, folders = [], []
     for line in section("tree").splitlines():
-        if match := re.match(r"^  (  )?([\w.]+)(/?)(  .*)?$", line):
-            indented, name, is_folder, _ = match.groups()
+        if match := re.match(r"^((?:  )+)([\w.]+)(/?)(  .*)?$", line):
+            indent, name, is_folder, _ = match.groups()
+            folders = folders[: len(indent) // 2 - 1]
             if is_folder:
-                folder = name + "/"
+                folders.append(name)
             else:
-                named.add((folder if indented else "") + name)
+                files.append("/".join([*folders, name]))
+    return files
+
+
+def test_the_tree_names_every_file_and_no_other():
     found = {str(path.relative_to(ROOT / "mlxlora")) for path in (ROOT / "mlxlora").rglob("*.py")}
-    assert named == {name for name in found if not name.endswith("__init__.py")}
+    named = tree()
+    assert sorted(named) == sorted(name for name in found if not name.endswith("__init__.py"))
 
 
 def test_imports_point_only_up_the_tree():
-    order: list[str] = []
-    folder = ""
-    for line in section("tree").splitlines():
-        if match := re.match(r"^  (  )?([\w.]+)(/?)", line):
-            indented, name, is_folder = match.groups()
-            folder = name + "/" if is_folder else folder
-            if not is_folder:
-                order.append((folder if indented else "") + name)
+    order = tree()
     for place, name in enumerate(order):
-        tree = ast.parse((ROOT / "mlxlora" / name).read_text(encoding="utf-8"))
-        for node in tree.body:
+        parsed = ast.parse((ROOT / "mlxlora" / name).read_text(encoding="utf-8"))
+        for node in parsed.body:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlxlora."):
                 module = node.module.removeprefix("mlxlora.").replace(".", "/")
                 package = (ROOT / "mlxlora" / module).is_dir()

@@ -4,9 +4,9 @@ import pytest
 from chat_templates import COUNTING, FAMILIES, IMPOSSIBLE, QWEN_DEFAULT, Family, tokenizer_of
 
 from mlxlora.errors import ExportError
-from mlxlora.export.go_check import compare, conversations, rendered
-from mlxlora.export.go_turns import go_template
-from mlxlora.export.turns import Prober, Strip, find
+from mlxlora.export.ollama.compared import compare, conversations, rendered
+from mlxlora.export.ollama.turns import Prober, Strip, find
+from mlxlora.export.ollama.written import go_template
 
 DIFFERENT = {  # conversations that these templates treat in a way of their own
     "always thinking": ["an answer with its thinking, to go on with"],

@@ -79,7 +79,7 @@ def mlx(order: Order) -> Outcome:
 
 def hf(order: Order) -> Outcome:
     from mlxlora.console import size
-    from mlxlora.export.huggingface import write
+    from mlxlora.export.hf.directory import write
     from mlxlora.export.proof import written
     from mlxlora.export.speakers import InTransformers
 
@@ -98,7 +98,7 @@ def hf(order: Order) -> Outcome:
 
 def gguf(order: Order) -> Outcome:
     from mlxlora.console import size
-    from mlxlora.export.gguf import write, written
+    from mlxlora.export.gguf.model import write, written
     from mlxlora.export.speakers import InLlamaCpp
 
     quant = order.quant or "f16"
@@ -115,7 +115,7 @@ def gguf(order: Order) -> Outcome:
 
 def gguf_lora(order: Order) -> Outcome:
     from mlxlora.console import size
-    from mlxlora.export.gguf_lora import write
+    from mlxlora.export.gguf.adapter import write
 
     done = write(order.model, order.needed, order.out, **order.options)
     first = f"{done.path}: {size(done.bytes)}, {done.layers} layers, rank {done.rank}"
@@ -124,7 +124,7 @@ def gguf_lora(order: Order) -> Outcome:
 
 def ollama(order: Order) -> Outcome:
     from mlxlora.console import size
-    from mlxlora.export import ollama as writer
+    from mlxlora.export.ollama import directory as writer
     from mlxlora.export.speakers import InLlamaCpp
 
     done = writer.write(

@@ -16,9 +16,9 @@ import numpy as np
 from gguf import MODEL_ARCH, GGUFWriter
 
 from mlxlora.errors import ExportError
-from mlxlora.export import gguf_keys as k
-from mlxlora.export import gguf_rope as r
-from mlxlora.export.gguf_keys import Extra, Keys, Shape
+from mlxlora.export.gguf import keys as k
+from mlxlora.export.gguf import rope as r
+from mlxlora.export.gguf.keys import Extra, Keys, Shape
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 For every adapted tensor W, <name>.lora_a (r, in) and <name>.lora_b (out, r), and once
 adapter.lora.alpha: W + alpha / r * lora_b lora_a, read in llama.cpp's llama-adapter.cpp. Rows of
-lora_b stand as the base's rows do in the file (gguf_families.py); experts are stacked; of the
+lora_b stand as the base's rows do in the file (families.py); experts are stacked; of the
 embedding lora_a is (vocabulary, r) and lora_b (dims, r).
 """
 
@@ -19,10 +19,10 @@ from gguf.gguf_writer import WriterState
 
 from mlxlora.base import Base
 from mlxlora.errors import ExportError
-from mlxlora.export.gguf import check_room, name_of, refuse_file
-from mlxlora.export.gguf_families import family_of
-from mlxlora.export.gguf_keys import shape_of
-from mlxlora.export.gguf_layout import file_tensors
+from mlxlora.export.gguf.families import family_of
+from mlxlora.export.gguf.keys import shape_of
+from mlxlora.export.gguf.layout import file_tensors
+from mlxlora.export.gguf.model import check_room, name_of, refuse_file
 from mlxlora.export.merged import Merged
 from mlxlora.files import atomic_file
 from mlxlora.lora.adapter import Adapter

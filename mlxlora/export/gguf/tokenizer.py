@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from mlxlora.base import turn_end
 from mlxlora.errors import ExportError
-from mlxlora.export.gguf_pre import Pre, recognize
+from mlxlora.export.gguf.pre import Pre, recognize
 
 SPACE = "▁"  # of SentencePiece
 _INERT = "ĀĀ ĀĀ"  # a merge of symbols that no byte becomes: GGUF has no empty lists

@@ -18,12 +18,13 @@ from gguf.quants import dequantize
 
 from mlxlora.base import Base, open_frozen, open_model, open_tokenizer
 from mlxlora.errors import ExportError
-from mlxlora.export import gguf_quant, shards
+from mlxlora.export import shards
 from mlxlora.export.fidelity import Fidelity
-from mlxlora.export.gguf_families import Tensor, family_of
-from mlxlora.export.gguf_keys import shape_of
-from mlxlora.export.gguf_layout import Layout, file_tensors
-from mlxlora.export.gguf_tokenizer import vocabulary
+from mlxlora.export.gguf import kinds
+from mlxlora.export.gguf.families import Tensor, family_of
+from mlxlora.export.gguf.keys import shape_of
+from mlxlora.export.gguf.layout import Layout, file_tensors
+from mlxlora.export.gguf.tokenizer import vocabulary
 from mlxlora.export.merged import Merged
 from mlxlora.export.on_demand import Fetch, fetching
 from mlxlora.export.proof import PROOF, Proof
@@ -59,11 +60,11 @@ def write(
 ) -> Written:
     """Write one file, whole or not at all.
 
-    quant: a name in gguf_quant.QUANTS. proof: what it is measured by; the figures lie beside the
+    quant: a name in kinds.QUANTS. proof: what it is measured by; the figures lie beside the
     file, as NAME.fidelity.json. force: an adapter of another base too. Raises ExportError
     for a family, tokenizer or number that the format cannot hold, AdapterError, ModelError.
     """
-    kind, path = gguf_quant.known(quant), Path(out)
+    kind, path = kinds.known(quant), Path(out)
     refuse_file(path)
     merged = Merged.of(model, adapter, force=force, trust_remote_code=trust_remote_code)
     layout = Layout(merged.model, merged.config, kind)

@@ -1,6 +1,6 @@
 """Base + adapter as a directory that transformers loads, and all that reads what it writes.
 
-Weights are unpacked, or never were packed, and under transformers' names (hf_names.py), in the
+Weights are unpacked, or never were packed, and under transformers' names (names.py), in the
 type that the base computes in unless another is wished for. Before anything is written, mlx-lm
 has to read the very same model from it: an inverse that is wrong writes nothing.
 """
@@ -21,8 +21,8 @@ from mlxlora.base import SHELLS, Base
 from mlxlora.errors import ExportError
 from mlxlora.export.card import card
 from mlxlora.export.fidelity import Fidelity
-from mlxlora.export.hf_names import INNER, SEEING, Family, family_of
-from mlxlora.export.hf_proof import round_trip, shapes
+from mlxlora.export.hf.names import INNER, SEEING, Family, family_of
+from mlxlora.export.hf.proof import round_trip, shapes
 from mlxlora.export.merged import Merged
 from mlxlora.export.proof import FILE, PROOF, Proof, written
 from mlxlora.export.shards import write_model

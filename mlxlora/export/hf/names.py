@@ -1,7 +1,7 @@
 """Which steps give transformers' names and shapes back: the inverse of each sanitize() in mlx-lm.
 
 What is written is the layout that models are published in, which transformers of every version
-reads. A family is in the table only if its inverse is known (hf_proof.py has mlx-lm itself undo
+reads. A family is in the table only if its inverse is known (proof.py has mlx-lm itself undo
 it). Left out are families that transformers does not know (their Python comes with the model),
 and those of which sanitize() takes something away for good: ernie4_5_moe's correction of its
 router, the numbers that falcon_h1 multiplies into its weights.
@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxlora.errors import ExportError
-from mlxlora.export.hf_steps import (
+from mlxlora.export.hf.steps import (
     Step,
     Tensors,
     changed,

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxlora.errors import ExportError
-from mlxlora.export.hf_names import Family
+from mlxlora.export.hf.names import Family
 from mlxlora.lora.layers import weight_shape
 from mlxlora.quantized import QUANTIZED
 

@@ -1,6 +1,6 @@
 """A model's metadata as llama.cpp reads it: sizes, norms, windows, experts, scales.
 
-Each function writes the keys of one trait; a family has several (gguf_families.py). Where
+Each function writes the keys of one trait; a family has several (families.py). Where
 llama.cpp knows one way alone and the model has another, that is refused.
 """
 

@@ -42,7 +42,7 @@ def modelfile(
 ) -> str:
     """The text of a Modelfile. model, adapter: file names beside it.
 
-    Raises ExportError for a template that it cannot hold; go_literal.py writes none.
+    Raises ExportError for a template that it cannot hold; literal.py writes none.
     """
     if not holds(template):
         raise ExportError("the TEMPLATE has quotes or characters that a Modelfile cannot hold")

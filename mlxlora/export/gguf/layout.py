@@ -13,9 +13,9 @@ from gguf.gguf_writer import WriterState
 from mlx.utils import tree_flatten
 
 from mlxlora.errors import ExportError
-from mlxlora.export import gguf_quant
-from mlxlora.export.gguf_families import Family, Tensor, family_of
-from mlxlora.export.gguf_keys import Shape, shape_of
+from mlxlora.export.gguf import kinds
+from mlxlora.export.gguf.families import Family, Tensor, family_of
+from mlxlora.export.gguf.keys import Shape, shape_of
 from mlxlora.lora.layers import weight_shape
 from mlxlora.quantized import QUANTIZED
 
@@ -33,7 +33,7 @@ class Slot:
 class Layout:
     """Where everything is in the file, before any weight is read."""
 
-    def __init__(self, model: nn.Module, config: dict[str, Any], quant: gguf_quant.Quant) -> None:
+    def __init__(self, model: nn.Module, config: dict[str, Any], quant: kinds.Quant) -> None:
         """Raises ExportError for a family that is not written, or a tensor without a place."""
         self.family_name, self.family = family_of(config)
         self.writer = GGUFWriter(None, self.family.arch_name)
@@ -50,7 +50,7 @@ class Layout:
         tied = not any(tensor.name == "output.weight" for tensor, _ in tensors.values())
         for name, (tensor, size) in tensors.items():
             size = tensor.shape(size)
-            self._add(name, tensor, size, gguf_quant.type_for(tensor.name, size, quant, tied))
+            self._add(name, tensor, size, kinds.type_for(tensor.name, size, quant, tied))
         (self.rows,) = (
             size[0] for tensor, size in tensors.values() if tensor.name == "token_embd.weight"
         )
@@ -59,12 +59,12 @@ class Layout:
     def _add(
         self, name: str, tensor: Tensor, shape: tuple[int, ...], kind: GGMLQuantizationType
     ) -> None:
-        count = gguf_quant.size(shape, kind)
+        count = kinds.size(shape, kind)
         self.slots[name] = Slot(tensor, shape, kind, self._size)
         self.writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), count, raw_dtype=kind)
         self._size += GGUFWriter.ggml_pad(count, self.writer.data_alignment)
 
-    def _note(self, quant: gguf_quant.Quant) -> None:
+    def _note(self, quant: kinds.Quant) -> None:
         odd = [
             slot.tensor.name
             for slot in self.slots.values()
@@ -97,7 +97,7 @@ class Layout:
             array = slot.tensor.stored(array)
             mx.eval(array)
             file.seek(start + slot.offset)
-            for piece in gguf_quant.chunks(array, slot.kind, slot.tensor.name):
+            for piece in kinds.chunks(array, slot.kind, slot.tensor.name):
                 file.write(piece)
             del array
             mx.clear_cache()

@@ -8,8 +8,8 @@ thinking/template.go and server/routes.go.
 
 import os
 
-from mlxlora.export.go_literal import constant, literal
-from mlxlora.export.turns import Strip, System, Turns
+from mlxlora.export.ollama.literal import constant, literal
+from mlxlora.export.ollama.turns import Strip, System, Turns
 
 
 def go_template(turns: Turns) -> str:

@@ -2,7 +2,7 @@
 
 Conversations of marked words are rendered and the text between the marks is read. Nothing is
 known of any model; what cannot be told as words between fixed texts is not seen here, so whoever
-uses a structure compares it with the template (go_turns.py).
+uses a structure compares it with the template (written.py).
 """
 
 import os

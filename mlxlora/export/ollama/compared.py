@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlxlora.errors import ExportError
-from mlxlora.export.go_template import GoTemplate, GoTemplateError
-from mlxlora.export.turns import Prober, Refused
+from mlxlora.export.ollama.template import GoTemplate, GoTemplateError
+from mlxlora.export.ollama.turns import Prober, Refused
 
 Messages = list[dict[str, str]]
 PLAINEST = "one turn"

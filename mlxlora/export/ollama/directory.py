@@ -9,13 +9,14 @@ import mlx.nn as nn
 
 from mlxlora.base import open_tokenizer
 from mlxlora.errors import ExportError, ModelError
-from mlxlora.export import gguf, gguf_lora
 from mlxlora.export.fidelity import Fidelity
-from mlxlora.export.go_check import REMEDY, compare
-from mlxlora.export.go_turns import go_template
-from mlxlora.export.modelfile import holds, modelfile, parameters, stops
+from mlxlora.export.gguf import adapter as gguf_lora
+from mlxlora.export.gguf import model as gguf
+from mlxlora.export.ollama.compared import REMEDY, compare
+from mlxlora.export.ollama.modelfile import holds, modelfile, parameters, stops
+from mlxlora.export.ollama.turns import Prober, Refused, find
+from mlxlora.export.ollama.written import go_template
 from mlxlora.export.proof import PROOF, Proof
-from mlxlora.export.turns import Prober, Refused, find
 from mlxlora.files import atomic_directory, refuse_existing
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach

@@ -1,7 +1,7 @@
 """How heads are rotated, as llama.cpp reads it: base, part, scaling, and factors as tensors.
 
 RoPE (Su et al. 2021, arXiv:2104.09864). Whether pairs are neighbours or halves is not here: it is
-the order of rows (gguf_families.py).
+the order of rows (families.py).
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 
 from mlxlora.errors import ExportError
-from mlxlora.export.gguf_keys import Extra, Shape
+from mlxlora.export.gguf.keys import Extra, Shape
 
 
 def rope(writer: GGUFWriter, shape: Shape) -> Extra:

@@ -49,6 +49,22 @@ def widen(layer: nn.Module, dtype: mx.Dtype = mx.float32) -> mx.array:
     return weight.astype(dtype)
 
 
+def unpacked(layer: nn.Module) -> mx.array:
+    """The weight that packed codes stand for, float32, whatever type the layer computes in.
+
+    widen() rounds it to the type of the scales, as the layer itself does in half precision.
+    """
+    if not isinstance(layer, QUANTIZED) or layer.mode != "affine":
+        return widen(layer)
+    return mx.dequantize(
+        layer.weight,
+        layer.scales.astype(mx.float32),
+        layer.biases.astype(mx.float32),
+        group_size=layer.group_size,
+        bits=layer.bits,
+    )
+
+
 def unquantized(module: nn.Module) -> nn.Module:
     """A module of its own with the same weights, not packed, in the type of its scales.
 

@@ -39,7 +39,7 @@ def test_an_unquantized_base_is_fused_exactly(name, request, tmp_path):
 
 @pytest.mark.parametrize(
     "bits, largest",
-    [("none", 1e-4), (8, 0.05), ("default", 0.05), (6, 0.2), (4, 1.0), ("keep", 1.0)],
+    [("none", 1e-4), (8, 0.05), ("auto", 0.5), (6, 0.2), (4, 1.0), ("keep", 1.0)],
 )
 def test_a_quantized_base_is_fused_at_the_bits_wished_for(quantized, tmp_path, bits, largest):
     adapter, logits = adapted(quantized)
@@ -51,7 +51,7 @@ def test_a_quantized_base_is_fused_at_the_bits_wished_for(quantized, tmp_path, b
     if bits == "none":
         assert "quantization" not in config and "scales" not in layer
     else:
-        wanted = {"keep": 4, "default": 8}.get(bits, bits)
+        wanted = {"keep": 4, "auto": 4}.get(bits, bits)
         assert layer.bits == wanted
         assert model.model.embed_tokens.bits == 4
     assert done.layers == 14

@@ -1,7 +1,8 @@
 """A model directory written tensor by tensor: shards, index, config, tokenizer files.
 
-Tensors come from an iterator and are let go once their shard is on disk, so the peak is one
-shard. The directory appears whole or not at all.
+Tensors come from an iterator, or from whoever hands them over one by one, in any order, and are
+let go once their shard is on disk, so the peak is one shard. The directory appears whole or not at
+all.
 """
 
 import json
@@ -21,12 +22,13 @@ Kind = Literal["mlx", "pt"]  # which numbers' layout and names, in the words of 
 SHARD_BYTES = 4 << 30
 SPARE_BYTES = 64 << 20  # of disk, beyond the estimate
 _OURS = {"config.json", "model.safetensors.index.json", "README.md"}  # not copied
+Add = Callable[[str, mx.array], None]  # takes a tensor by its name
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "LICENSE*")
 
 
 def write_model(
     directory: Path,
-    tensors: Iterator[tuple[str, mx.array]],
+    tensors: Iterator[tuple[str, mx.array]] | Callable[[Add], None],
     config: dict[str, Any],
     source: Path,
     expected_bytes: int,
@@ -37,6 +39,7 @@ def write_model(
 ) -> int:
     """Write a model that mlx-lm loads, or transformers; return the bytes of its tensors.
 
+    tensors: an iterator of them, or a function that hands them over to the one it is called with.
     source is the base's directory, for tokenizer, template and generation config, all but the
     files named in without. kind: what the safetensors files say they are made for. finish is
     called with the directory when all is in it and it has not got its name yet; if it raises,
@@ -81,39 +84,60 @@ def taken_tensors(model: nn.Module) -> dict[str, mx.array]:
 
 
 def _write_shards(
-    directory: Path, tensors: Iterator[tuple[str, mx.array]], kind: Kind
+    directory: Path, tensors: Iterator[tuple[str, mx.array]] | Callable[[Add], None], kind: Kind
 ) -> dict[str, int]:
-    """Returns tensor name -> bytes. Shards get their final names once their number is known.
+    """Returns tensor name -> bytes."""
+    shards = _Shards(directory, kind)
+    if callable(tensors):
+        tensors(shards.add)
+    else:
+        for name, array in tensors:
+            shards.add(name, array)
+            del array
+    shards.close()
+    return shards.sizes
+
+
+class _Shards:
+    """Takes tensors one by one. Shards get their final names once their number is known.
 
     By the custom of Hugging Face (kind "pt"), a file that is the only one has no index beside it.
     """
-    sizes: dict[str, int] = {}
-    homes: dict[str, int] = {}
-    shard: dict[str, mx.array] = {}
-    held = count = 0
-    for name, array in tensors:
-        if shard and held + array.nbytes > SHARD_BYTES:
-            _write_shard(directory, count, shard, kind)
-            held, count = 0, count + 1
+
+    def __init__(self, directory: Path, kind: Kind) -> None:
+        self.sizes: dict[str, int] = {}
+        self._directory, self._kind = directory, kind
+        self._homes: dict[str, int] = {}
+        self._shard: dict[str, mx.array] = {}
+        self._held = self._count = 0
+
+    def add(self, name: str, array: mx.array) -> None:
+        if self._shard and self._held + array.nbytes > SHARD_BYTES:
+            _write_shard(self._directory, self._count, self._shard, self._kind)
+            self._held, self._count = 0, self._count + 1
         mx.eval(array)
-        shard[name], sizes[name], homes[name] = array, array.nbytes, count
-        held += array.nbytes
-        del array
-    _write_shard(directory, count, shard, kind)
-    names = [
-        "model.safetensors" if count == 0 else f"model-{n + 1:05d}-of-{count + 1:05d}.safetensors"
-        for n in range(count + 1)
-    ]
-    for number, name in enumerate(names):
-        (directory / f"part-{number}").rename(directory / name)
-    if kind == "pt" and count == 0:
-        return sizes
-    index = {
-        "metadata": {"total_size": sum(sizes.values())},
-        "weight_map": {name: names[homes[name]] for name in sorted(homes)},
-    }
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return sizes
+        self._shard[name], self.sizes[name] = array, array.nbytes
+        self._homes[name] = self._count
+        self._held += array.nbytes
+
+    def close(self) -> None:
+        """Write what is left, and the index."""
+        _write_shard(self._directory, self._count, self._shard, self._kind)
+        last = self._count + 1
+        names = [
+            "model.safetensors" if last == 1 else f"model-{n + 1:05d}-of-{last:05d}.safetensors"
+            for n in range(last)
+        ]
+        for number, name in enumerate(names):
+            (self._directory / f"part-{number}").rename(self._directory / name)
+        if self._kind == "pt" and last == 1:
+            return
+        index = {
+            "metadata": {"total_size": sum(self.sizes.values())},
+            "weight_map": {name: names[self._homes[name]] for name in sorted(self._homes)},
+        }
+        text = json.dumps(index, indent=2) + "\n"
+        (self._directory / "model.safetensors.index.json").write_text(text)
 
 
 def _write_shard(directory: Path, number: int, shard: dict[str, mx.array], kind: Kind) -> None:

@@ -81,7 +81,7 @@ def play(directory: Path, progress: Progress) -> Iterator[Scene]:
     )
     yield tuned
     yield Chapter("4. Fusing", "Base and adapter as one model on disk, loaded again and asked.")
-    yield fuse(base, adapter, directory / "fused", proof=None)  # asked for answers below
+    yield fuse(base, adapter, directory / "fused", proof=None, progress=progress)  # tried below
     fused_base = load(directory / "fused")
     fused = next(
         evaluate(fused_base, data, generate=True, max_tokens=MAX_TOKENS, progress=progress)

@@ -20,12 +20,20 @@ def fuse(
         str,
         typer.Option(
             "--bits",
-            metavar="keep|none|4|5|6|8",
-            help="of the layers that were trained, over a quantized base: like the base, "
-            "unquantized (the whole model), or a number",
-            show_default="8 over a base with fewer, else keep",
+            metavar="auto|keep|none|4|5|6|8",
+            help="of the layers that were trained, over a quantized base: chosen for each by "
+            "measurement, like the base, unquantized (the whole model), or a number",
         ),
-    ] = "default",
+    ] = "auto",
+    max_size: Annotated[
+        float | None,
+        typer.Option(
+            "--max-size",
+            min=1,
+            help="with --bits auto: of the weights on disk, times the base's",
+            show_default="1.15",
+        ),
+    ] = None,
     data: ProofRows = None,
     max_kl: MaxKl = None,
     measured: Measured = True,
@@ -39,8 +47,8 @@ def fuse(
     from mlxlora.export.fuse import fuse as write
     from mlxlora.lora.adapter import Adapter
 
-    if bits not in ("default", "keep", "none") and not bits.isdigit():
-        raise ConfigError(f"--bits must be keep, none, 4, 5, 6 or 8, not {bits!r}")
+    if bits not in ("auto", "keep", "none") and not bits.isdigit():
+        raise ConfigError(f"--bits must be auto, keep, none, 4, 5, 6 or 8, not {bits!r}")
     check(install, out)
     wish: Any = int(bits) if bits.isdigit() else bits
     screen = Screen(as_json)
@@ -49,14 +57,18 @@ def fuse(
         Adapter.load(adapter),
         out,
         wish,
+        max_size=max_size,
+        progress=screen.progress,
         proof=proof(data, max_kl, measured, trust_remote_code),
         force=force,
         trust_remote_code=trust_remote_code,
     )
     what = f"{done.layers} layers fused" if done.layers else "all weights replaced"
-    screen.say(f"{done.path}: {size(done.bytes)}, {what}, {done.bits}")
+    screen.say(f"{done.path}: {size(done.bytes)} ({done.times:.2f} times the base), {what}")
+    screen.say(f"Their weights: {done.bits}")
     if done.fidelity is not None:
         show(screen, done.fidelity, "fused")
     there = copy(screen, install, done.path)
     told = {"path": done.path, "bytes": done.bytes, "layers": done.layers, "bits": done.bits}
+    told["times"] = done.times
     screen.result({**told, **figures(done.fidelity), **there})

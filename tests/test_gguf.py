@@ -49,7 +49,7 @@ YARN = {
     "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 }
 DELTA = {
-    "linear_value_head_dim": 32,
+    **{"linear_value_head_dim": 32, "rms_norm_eps": 1e-6},
     "rope_parameters": {
         **{"type": "default", "mrope_section": [1, 1, 0]},
         **{"rope_theta": 100000.0, "partial_rotary_factor": 0.25},
@@ -134,7 +134,7 @@ CASES: dict[str, tuple[str, dict]] = {
     ),
 }
 # llama.cpp looks GELU up in a table of float16.
-LOOKED_UP = {"gemma", "gemma2", "gemma3_text", "phi", "starcoder2", "gpt2", "gpt_neox", "cohere"}
+LOOKED_UP = {"gemma", "gemma2", "gemma3_text", "phi", "starcoder2", "gpt2", "gpt_neox"}
 WITH_EXPERTS = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "glm4_moe"}
 WITH_EXPERTS |= {"dots1", "qwen3_5_moe"}
 DIFFERENCES: dict[str, dict[str, float]] = {}  # case -> type -> largest difference

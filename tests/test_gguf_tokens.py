@@ -374,3 +374,23 @@ def test_whole_words_that_no_merge_reaches_need_a_pre_tokenizer_that_takes_them(
     path = base_with(tmp_path / "base", Tokenizer.from_str(json.dumps(whole)), 800)
     with pytest.raises(ExportError, match=r"takes whole words .* unlike llama\.cpp's qwen2"):
         write(path, None, tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    "name, known",
+    [
+        ("GPT2Tokenizer", "gpt-2"),
+        ("GPTNeoXTokenizer", "gpt-2"),
+        ("Qwen2Tokenizer", "qwen2"),
+        ("Qwen3_5Tokenizer", "qwen35"),
+        ("CohereTokenizer", "smollm"),
+    ],
+)
+def test_the_cuts_that_transformers_makes_itself_are_known(name, known):
+    """By classes that do not read them from tokenizer.json."""
+    kind = getattr(pytest.importorskip("transformers"), name, None)
+    if kind is None:
+        pytest.skip("this transformers has no such class")
+    alphabet = {one: n for n, one in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    whole = json.loads(kind(vocab=alphabet, merges=[]).backend_tokenizer.to_str())
+    assert [pre.name for pre in gguf_pre.recognize(whole["pre_tokenizer"])] == [known]

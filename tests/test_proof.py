@@ -1,10 +1,11 @@
 import json
+import shutil
 
 import pytest
 from conftest import randomized
 
 from mlxlora.config import DataConfig, LoraConfig, RunConfig
-from mlxlora.errors import ExportError
+from mlxlora.errors import DataError, ExportError
 from mlxlora.export.fuse import fuse
 from mlxlora.export.proof import Proof
 from mlxlora.lora.adapter import Adapter
@@ -67,3 +68,18 @@ def test_without_a_proof_nothing_is_measured(quantized, learned, tmp_path):
     done = fuse(quantized.path, learned, tmp_path / "fused", proof=None)
     assert done.fidelity is None and not (tmp_path / "fused" / "fidelity.json").exists()
     assert "What is kept" not in (tmp_path / "fused" / "README.md").read_text()
+
+
+def test_tokens_that_the_model_has_no_embedding_of_are_refused(quantized, learned, tmp_path):
+    file = quantized.path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    strange = {**tokenizer["added_tokens"][-1], "id": 5000, "content": "<strange>"}
+    rows = tmp_path / "strange.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "<strange>"}\n')
+    base = shutil.copytree(quantized.path, tmp_path / "base")
+    tokenizer["added_tokens"].append(strange)
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(DataError, match=r"no row of strange\.jsonl has a token"):
+        proof = Proof(rows=DataConfig(path=str(rows)))
+        fuse(base, learned, tmp_path / "fused", proof=proof, force=True)
+    assert not (tmp_path / "fused").exists()

@@ -18,7 +18,7 @@ from mlxlora.errors import AdapterError
 from mlxlora.export.shards import taken_tensors
 from mlxlora.lora.adapter import Adapter, differences
 from mlxlora.lora.fit import check_fit
-from mlxlora.lora.layers import LowRank, layer_for
+from mlxlora.lora.layers import EMBEDDING, LowRank, layer_for
 from mlxlora.lora.whole import fitted
 from mlxlora.model_files import check_directory, find, identify
 from mlxlora.quantized import QUANTIZED, widen
@@ -77,6 +77,12 @@ class Merged:
     def quantization(self) -> dict[str, Any] | None:
         """The base's, as its config tells it; None if its weights are not packed."""
         return self.config.get("quantization")
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has an embedding of."""
+        found = (m for m in self.modules.values() if isinstance(m, EMBEDDING))
+        return max(int(module.weight.shape[0]) for module in found)
 
     @property
     def touched(self) -> list[str]:

@@ -35,6 +35,7 @@ class Proof:
         without an adapter is measured and never refused, unless max_kl is set.
         """
         tokenizer = open_tokenizer(merged.source, merged.config, self.trust_remote_code)
+        tokenizer._vocabulary = merged.vocabulary  # tokens past its end are refused, not read
         rows = trial(tokenizer, merged.adapter, self.rows)
         found = measure(
             merged.source, merged.adapter, written, rows, trust_remote_code=self.trust_remote_code

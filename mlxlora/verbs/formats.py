@@ -63,7 +63,9 @@ def mlx(order: Order) -> Outcome:
 
     if order.adapter is None:
         raise ConfigError("--format mlx fuses an adapter; pass --adapter")
-    wish: Any = order.quant or "default"
+    wish: Any = order.quant or "auto"
+    if wish not in ("auto", "keep", "none") and not wish.isdigit():
+        raise ConfigError(f"--format mlx has --quant auto, keep, none, 4, 5, 6 or 8, not {wish!r}")
     done = fuse(
         order.model,
         order.adapter,

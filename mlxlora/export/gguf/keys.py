@@ -163,6 +163,7 @@ def delta_net(writer: GGUFWriter, shape: Shape) -> None:
     """Qwen3.5's recurrent blocks, and which see everything instead."""
     size = int(shape.get("linear_key_head_dim"))
     shape.demand("linear_value_head_dim", size)
+    shape.demand("rms_norm_eps", 1e-6)  # queries and keys are normed with it there, with 1e-6 here
     writer.add_ssm_state_size(size)
     writer.add_ssm_conv_kernel(int(shape.get("linear_conv_kernel_dim")))
     writer.add_ssm_group_count(int(shape.get("linear_num_key_heads")))

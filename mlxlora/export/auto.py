@@ -21,7 +21,7 @@ import numpy as np
 from mlxlora.export.bits import Option, allotted
 from mlxlora.export.calibrate import Given, visit_layers
 from mlxlora.export.merged import Merged
-from mlxlora.export.rounding import WIDEST, Grid, fitted, fresh, packed, quadratic
+from mlxlora.export.rounding import WIDEST, Grid, fitted, fresh, packed, quadratic, rounded
 from mlxlora.export.shards import Add
 from mlxlora.export.trial import Trial
 from mlxlora.lora.layers import weight_shape
@@ -140,7 +140,10 @@ def scale_types(merged: Merged) -> dict[str, mx.Dtype]:
 
 
 def _errors(given: Given, dtype: mx.Dtype) -> Iterator[tuple[Way, float]]:
-    """Every way and what it errs, on a sample of the layer's outputs."""
+    """Every way and what it errs, on a sample of the layer's outputs.
+
+    Before least squares, which take about the same part off every way, and much of the time.
+    """
     count, out, width = given.target.shape
     sample = slice(0, out, -(-out // SAMPLE_ROWS))
     ways = ways_of(given.module)
@@ -148,13 +151,15 @@ def _errors(given: Given, dtype: mx.Dtype) -> Iterator[tuple[Way, float]]:
     for matrix in range(0, count, -(-count // SAMPLE_MATRICES)):
         for columns in blocks(width, given.module.group_size):
             target = np.array(given.target[matrix, sample, columns])
-            moments = given.call.inputs(matrix, count, columns).moments
-            whole += float(quadratic(target, moments).sum())
+            inputs = given.call.inputs(matrix, count, columns)
+            whole += float(quadratic(target, inputs.moments).sum())
             for way in ways:
-                where = given, way, matrix, sample, columns, dtype
-                if way.bits:
-                    affine = way.mode == "affine"
-                    errors[way] += _part(*where)[2] if affine else _plain_error(*where)
+                if way.mode != "affine":
+                    off = _plainly(target, way, dtype) - target
+                    errors[way] += float(quadratic(off, inputs.moments).sum())
+                elif way.bits:
+                    grid = _grid(given, way, matrix, sample, columns, dtype, target)
+                    errors[way] += float(rounded(target, grid, inputs)[1].sum())
     yield from ((way, error / max(whole, 1e-30)) for way, error in errors.items())
 
 
@@ -173,7 +178,10 @@ def _rounded(given: Given, way: Way, dtype: mx.Dtype) -> dict[str, mx.array]:
             groups = slice(columns.start // way.group_size, columns.stop // way.group_size)
             for start in range(0, out, ROWS_AT_ONCE):
                 rows = slice(start, min(start + ROWS_AT_ONCE, out))
-                codes, grid, _ = _part(given, way, matrix, rows, columns, dtype)
+                target = np.array(given.target[matrix, rows, columns])
+                grid = _grid(given, way, matrix, rows, columns, dtype, target)
+                inputs = given.call.inputs(matrix, count, columns)
+                codes, grid = fitted(target, grid, inputs, dtype)
                 weight[matrix, rows, words] = packed(codes, way.bits)
                 scales[matrix, rows, groups] = grid.scales
                 biases[matrix, rows, groups] = grid.biases
@@ -181,30 +189,26 @@ def _rounded(given: Given, way: Way, dtype: mx.Dtype) -> dict[str, mx.array]:
     return dict(zip(LEAVES, arrays, strict=True))
 
 
-def _part(
-    given: Given, way: Way, matrix: int, rows: slice, columns: slice, dtype: mx.Dtype
-) -> tuple[np.ndarray, Grid, float]:
-    """(codes, grid, error in the answers) of some rows and columns of a matrix, an affine way."""
-    target = np.array(given.target[matrix, rows, columns])
-    inputs = given.call.inputs(matrix, len(given.target), columns)
+def _plainly(target: np.ndarray, way: Way, dtype: mx.Dtype) -> np.ndarray:
+    """What is left of target (rows, columns), rounded as MLX does."""
+    parts = mx.quantize(mx.array(target).astype(dtype), **_mlx(way))
+    return np.array(mx.dequantize(*parts, **_mlx(way)).astype(mx.float32))
+
+
+def _grid(
+    given: Given,
+    way: Way,
+    matrix: int,
+    rows: slice,
+    columns: slice,
+    dtype: mx.Dtype,
+    target: np.ndarray,
+) -> Grid:
+    """What target, these rows and columns of one matrix, is rounded on in an affine way."""
     groups = target.shape[-1] // way.group_size
     if way.own:
-        grid = _own_grid(given, matrix, rows, columns).cut(way.bits, groups)
-    else:
-        grid = fresh(target, way.bits, groups, dtype)
-    codes, grid, errors = fitted(target, grid, inputs, dtype)
-    return codes, grid, float(errors.sum())
-
-
-def _plain_error(
-    given: Given, way: Way, matrix: int, rows: slice, columns: slice, dtype: mx.Dtype
-) -> float:
-    """The same error of rounding as MLX does."""
-    target = given.target[matrix, rows, columns]
-    parts = mx.quantize(target.astype(dtype), **_mlx(way))
-    off = mx.dequantize(*parts, **_mlx(way)).astype(mx.float32) - target
-    moments = given.call.inputs(matrix, len(given.target), columns).moments
-    return float(quadratic(np.array(off), moments).sum())
+        return _own_grid(given, matrix, rows, columns).cut(way.bits, groups)
+    return fresh(target, way.bits, groups, dtype)
 
 
 def _own_grid(given: Given, matrix: int, rows: slice, columns: slice) -> Grid:

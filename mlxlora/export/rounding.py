@@ -150,16 +150,23 @@ def refitted(codes: Array, grid: Grid, target: Array, moments: Array, dtype: mx.
     return replace(grid, scales=scales, biases=biases)
 
 
-def fitted(target: Array, grid: Grid, inputs: Inputs, dtype: mx.Dtype) -> tuple[Array, Grid, Array]:
-    """(codes, grid, error of each row) for target (rows, columns), from this grid.
+def rounded(target: Array, grid: Grid, inputs: Inputs) -> tuple[Array, Array]:
+    """(codes, error of each row) for target (rows, columns) on this grid.
 
-    Scales and biases end as numbers of this type. No row errs more than plainly rounded.
+    By GPTQ, but no row errs more than rounded to the nearest levels.
     """
     codes, plain = compensated(target, grid, inputs), nearest(target, grid)
-    errors = [quadratic(grid.values(which) - target, inputs.moments) for which in (codes, plain)]
-    codes = np.where((errors[0] <= errors[1])[:, None], codes, plain)
-    grid = refitted(codes, grid, target, inputs.moments, dtype)
-    return codes, grid, quadratic(grid.values(codes) - target, inputs.moments)
+    error, plain_error = (
+        quadratic(grid.values(which) - target, inputs.moments) for which in (codes, plain)
+    )
+    better = error <= plain_error
+    return np.where(better[:, None], codes, plain), np.where(better, error, plain_error)
+
+
+def fitted(target: Array, grid: Grid, inputs: Inputs, dtype: mx.Dtype) -> tuple[Array, Grid]:
+    """(codes, grid) for target (rows, columns): rounded, then this grid refitted to the codes."""
+    codes, _ = rounded(target, grid, inputs)
+    return codes, refitted(codes, grid, target, inputs.moments, dtype)
 
 
 def quadratic(rows: Array, square: Array) -> Array:

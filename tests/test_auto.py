@@ -234,7 +234,10 @@ def test_wide_layers_are_rounded_in_blocks(quantized, tmp_path, monkeypatch):
 
 
 def test_a_layer_is_written_as_it_was_measured(quantized):
-    """The error of the tensors to write, on all outputs, against the one its way promised."""
+    """The error of the tensors to write, on all outputs, against the one its way promised.
+
+    Least squares come after the promise, and so narrow a layer gains much by them.
+    """
     adapter = adapted(quantized)
     merged = Merged(quantized.path, adapter)
     dtypes = scale_types(merged)
@@ -259,7 +262,7 @@ def test_a_layer_is_written_as_it_was_measured(quantized):
     visit_layers(merged, trial(quantized.tokenizer, tokens=2048), visit)
     real, promised = np.array(found).T
     assert len(found) == 14 * 6
-    assert np.abs(np.log(real / promised)).max() < 0.5
+    assert (real < 1.1 * promised).all() and (real > 0.4 * promised).all()
 
 
 def test_memory_stays_at_a_block_and_a_shard(quantized, tmp_path, monkeypatch):

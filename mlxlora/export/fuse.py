@@ -104,7 +104,8 @@ def fuse(
         plan.expected_bytes(),
         finish=finish,
     )
-    result.times = result.bytes / max(merged.bytes, 1)
+    size = sum(file.stat().st_size for file in Path(out).glob("model*.safetensors"))
+    result.times = size / merged.bytes
     return result
 
 

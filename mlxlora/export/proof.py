@@ -28,8 +28,8 @@ class Proof:
     max_kl: float | None = None  # nats per token from base + adapter; else Fidelity.limit
     trust_remote_code: bool = False
 
-    def of(self, merged: Merged, written: Open, file: Path, remedy: str) -> Fidelity:
-        """Measure, write the figures to file, and return them; if they are refused, no file.
+    def of(self, merged: Merged, written: Open, remedy: str) -> Fidelity:
+        """Measure, and return the figures; save() writes them.
 
         Raises ExportError, which ends with remedy, if the model is not what was trained; a base
         without an adapter is measured and never refused, unless max_kl is set.
@@ -45,8 +45,12 @@ class Proof:
             limit = found.limit if merged.adapter is not None else float("inf")
         if not found.kl <= limit:  # NaN is no proof
             raise ExportError(_refusal(found, limit, remedy))
-        write_json(file, found.to_dict())
         return found
+
+
+def save(found: Fidelity, file: Path) -> None:
+    """Write fidelity.json, or what it is called beside a file."""
+    write_json(file, found.to_dict())
 
 
 def written(directory: Path, trust_remote_code: bool = False) -> nn.Module:

@@ -21,7 +21,8 @@ from mlxlora.files import atomic_directory, refuse_existing, save_tensors, write
 Kind = Literal["mlx", "pt"]  # which numbers' layout and names, in the words of the metadata
 SHARD_BYTES = 4 << 30
 SPARE_BYTES = 64 << 20  # of disk, beyond the estimate
-_OURS = {"config.json", "model.safetensors.index.json", "README.md", "fidelity.json"}  # not copied
+# Not copied: about other weights than those written.
+_OURS = {"config.json", "model.safetensors.index.json", "README.md", "fidelity.json"}
 Add = Callable[[str, mx.array], None]  # takes a tensor by its name
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "LICENSE*")
 

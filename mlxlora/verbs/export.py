@@ -1,5 +1,7 @@
 """mlxlora export."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,15 +72,14 @@ def export(
     if install is not None and kind not in FOR_LM_STUDIO:
         raise ConfigError(f"--install is for --format {' or '.join(FOR_LM_STUDIO)}, not for {kind}")
     check_install(install, out)
-    base = load(model, trust_remote_code=trust_remote_code) if check else None
     order = Order(
         model=model,
-        source=base.path if base is not None else find(model)[0],
+        source=find(model)[0],
         adapter=Adapter.load(adapter) if adapter is not None else None,
         out=out,
         quant=quant,
         proof=proof(data, max_kl, measured, trust_remote_code),
-        ends=frozenset(base.tokenizer.eos_token_ids if base is not None else ()),
+        check=check,
         keep_adapter=keep_adapter,
         force=force,
         trust_remote_code=trust_remote_code,
@@ -92,7 +93,8 @@ def export(
     told = {"format": kind, **done.result, **figures(done.fidelity)}
     if kind in FOR_LM_STUDIO:
         told |= copy(screen, install, out)
-    if base is not None:
+    if check:  # the base is opened only now: until here nobody needs the memory it takes
+        base = load(model, trust_remote_code=trust_remote_code)
         told["check"] = _checked(screen, base, order.adapter, done, force)
     if done.command:
         screen.command(*done.command, indent="")
@@ -112,19 +114,19 @@ def _checked(
     from dataclasses import asdict
 
     from mlxlora.export.check import compare, prompts_for
-    from mlxlora.export.speakers import InMLX, installed
+    from mlxlora.export.speakers import InMLX, Speaker, installed
     from mlxlora.lora.attach import attach
 
-    if done.opened is None:
-        screen.say("an adapter alone cannot be asked; check its model: --format gguf or hf")
-        return []
+    assert done.opened is not None  # formats of adapters refuse to be checked
     if adapter is not None:
         attach(base, adapter, force=force)
     opened, tokenizer = done.opened, base.tokenizer
-    asked = [lambda: InMLX("what was written, here", opened(), tokenizer)]
+    asked: list[Callable[[], Speaker]] = [
+        lambda: InMLX("what was written, here", opened(), tokenizer)
+    ]
     for packages, program in done.programs.items():
         if installed(*packages.split()):
-            asked.append(program)  # type: ignore[arg-type]
+            asked.append(partial(program, tokenizer.eos_token_ids))
         else:
             screen.say(f"not asked, for it is not installed: pip install {packages}", "dim")
     first = InMLX("base + adapter", base.model, tokenizer)

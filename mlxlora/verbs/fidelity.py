@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlxlora.errors import ConfigError
+
 if TYPE_CHECKING:
     from mlxlora.console import Screen
     from mlxlora.export.fidelity import Fidelity
@@ -41,11 +43,16 @@ def proof(data: str | None, max_kl: float | None, measured: bool, trust: bool) -
     """What the options ask for."""
     from mlxlora.config import RunConfig
     from mlxlora.export.proof import Proof
+    from mlxlora.export.trial import named
     from mlxlora.schema import toml_value
 
     if not measured:
+        if data is not None or max_kl is not None:
+            raise ConfigError("--no-fidelity measures nothing, so --data and --max-kl say nothing")
         return None
     rows = RunConfig.load(None, [f"data.path={toml_value(data)}"]).data if data else None
+    if rows is not None:
+        named(rows)  # before hours go by, not after: raises DataError
     return Proof(rows, max_kl, trust)
 
 
@@ -69,8 +76,8 @@ def show(screen: "Screen", found: "Fidelity", name: str) -> None:
                 [
                     one.layer,
                     f"{one.weight_error:.1%}",
-                    f"{one.output_error or 0:.1%}",
-                    f"{one.output_cosine or 1:.4f}",
+                    "-" if one.output_error is None else f"{one.output_error:.1%}",
+                    "-" if one.output_cosine is None else f"{one.output_cosine:.4f}",
                 ]
                 for one in found.worst(WORST)
             ],

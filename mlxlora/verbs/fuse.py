@@ -1,11 +1,10 @@
 """mlxlora fuse."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from mlxlora.errors import ConfigError
 from mlxlora.verbs.fidelity import MaxKl, Measured, ProofRows, figures, proof, show
 from mlxlora.verbs.install import Install, check
 from mlxlora.verbs.install import install as copy
@@ -45,12 +44,11 @@ def fuse(
     """Write base + adapter as one model that mlx-lm loads."""
     from mlxlora.console import Screen, size
     from mlxlora.export.fuse import fuse as write
+    from mlxlora.export.fuse import wished
     from mlxlora.lora.adapter import Adapter
 
-    if bits not in ("auto", "keep", "none") and not bits.isdigit():
-        raise ConfigError(f"--bits must be auto, keep, none, 4, 5, 6 or 8, not {bits!r}")
+    wish = wished(bits, "--bits")
     check(install, out)
-    wish: Any = int(bits) if bits.isdigit() else bits
     screen = Screen(as_json)
     done = write(
         model,

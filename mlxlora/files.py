@@ -95,7 +95,8 @@ def sync(descriptor: int) -> None:
 
 def refuse_existing(path: Path) -> None:
     """Raise ExportError if something other than an empty directory stands at path."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    there = path.exists() or path.is_symlink()  # one that leads nowhere, too
+    if there and not (path.is_dir() and not any(path.iterdir())):
         raise ExportError(f"{path} exists already and is never overwritten; choose another name")
 
 

@@ -123,6 +123,7 @@ def test_formats_of_adapters_refuse_what_is_for_models(kind, proof, check, says,
         keep_adapter=False,
         force=False,
         trust_remote_code=False,
+        progress=lambda what, done, of: None,
     )
     with pytest.raises(ConfigError, match=says):
         FORMATS[kind](order)

@@ -147,8 +147,8 @@ class _Plan:
             return "unquantized"
         if self.bits == "auto":
             counts = Counter(way.bits or 16 for way in self.ways.values())
-            those = [f"{count} of {bits}" for bits, count in sorted(counts.items())]
-            return f"bits chosen by layer: {', '.join(those) or 'none to choose'}"
+            those = [f"{count} with {bits}" for bits, count in sorted(counts.items())]
+            return f"bits chosen by layer ({', '.join(those) or 'none to choose'})"
         return f"{self.merged.quantization['bits'] if self.bits == 'keep' else self.bits} bits"
 
     def config(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlxlora.base import open_frozen, open_tokenizer
 from mlxlora.config import DataConfig
 from mlxlora.errors import ExportError
-from mlxlora.export.fidelity import Fidelity, Open, measure
+from mlxlora.export.fidelity import Fidelity, Open, Progress, measure
 from mlxlora.export.merged import Merged
 from mlxlora.export.trial import trial
 from mlxlora.files import write_json
@@ -27,6 +27,7 @@ class Proof:
     rows: DataConfig | None = None  # else those that the adapter's run kept for validation
     max_kl: float | None = None  # nats per token from base + adapter; else Fidelity.limit
     trust_remote_code: bool = False
+    progress: Progress = lambda what, done, of: None
 
     def of(self, merged: Merged, written: Open, remedy: str) -> Fidelity:
         """Measure, and return the figures; save() writes them.
@@ -38,7 +39,12 @@ class Proof:
         tokenizer._vocabulary = merged.vocabulary  # tokens past its end are refused, not read
         rows = trial(tokenizer, merged.adapter, self.rows)
         found = measure(
-            merged.source, merged.adapter, written, rows, trust_remote_code=self.trust_remote_code
+            merged.source,
+            merged.adapter,
+            written,
+            rows,
+            progress=self.progress,
+            trust_remote_code=self.trust_remote_code,
         )
         limit = self.max_kl
         if limit is None:

@@ -61,9 +61,11 @@ def check_room(place: Path, size: int, name: Path) -> None:
     """Raise ExportError if the disk that place is on has no room for so many bytes of name."""
     free = shutil.disk_usage(place).free
     if free < size + SPARE_BYTES:
-        raise ExportError(
-            f"{name} needs about {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free"
-        )
+        raise ExportError(f"{name} needs about {_said(size)} and the disk has {_said(free)} free")
+
+
+def _said(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def copy_companions(source: Path, target: Path, without: Set[str] = frozenset()) -> None:

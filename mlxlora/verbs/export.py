@@ -14,6 +14,7 @@ from mlxlora.verbs.install import Install
 from mlxlora.verbs.install import check as check_install
 from mlxlora.verbs.install import install as copy
 from mlxlora.verbs.options import AsJson, Force, Model, Trust
+from mlxlora.verbs.signals import ending_cleanly
 
 if TYPE_CHECKING:
     from mlxlora.base import Base
@@ -72,34 +73,36 @@ def export(
     if install is not None and kind not in FOR_LM_STUDIO:
         raise ConfigError(f"--install is for --format {' or '.join(FOR_LM_STUDIO)}, not for {kind}")
     check_install(install, out)
+    screen = Screen(as_json)
     order = Order(
         model=model,
         source=find(model)[0],
         adapter=Adapter.load(adapter) if adapter is not None else None,
         out=out,
         quant=quant,
-        proof=proof(data, max_kl, measured, trust_remote_code),
+        proof=proof(data, max_kl, measured, trust_remote_code, screen.progress),
         check=check,
         keep_adapter=keep_adapter,
         force=force,
         trust_remote_code=trust_remote_code,
+        progress=screen.progress,
     )
-    done = FORMATS[kind](order)
-    screen = Screen(as_json)
+    with ending_cleanly():
+        done = FORMATS[kind](order)
     for line in done.lines:
         screen.say(line)
     if done.fidelity is not None:
         show(screen, done.fidelity, "written")
     told = {"format": kind, **done.result, **figures(done.fidelity)}
-    if kind in FOR_LM_STUDIO:
-        told |= copy(screen, install, out)
     if check:  # the base is opened only now: until here nobody needs the memory it takes
         base = load(model, trust_remote_code=trust_remote_code)
         told["check"] = _checked(screen, base, order.adapter, done, force)
+    wrong = [one["name"] for one in told.get("check", ()) if one["differing"]]
+    if kind in FOR_LM_STUDIO and not wrong:
+        told |= copy(screen, install, out)
     if done.command:
         screen.command(*done.command, indent="")
     screen.result(told)
-    wrong = [one["name"] for one in told.get("check", ()) if one["differing"]]
     if wrong:
         raise ExportError(
             f"{out} was written, but {' and '.join(wrong)} cuts prompts into other tokens than the "
@@ -129,10 +132,11 @@ def _checked(
             asked.append(partial(program, tokenizer.eos_token_ids))
         else:
             screen.say(f"not asked, for it is not installed: pip install {packages}", "dim")
-    first = InMLX("base + adapter", base.model, tokenizer)
+    name = "base + adapter" if adapter is not None else "the base"
+    first = InMLX(name, base.model, tokenizer)
     found = list(compare(first, asked, prompts_for(base, adapter)))
     screen.table(
-        [f"beside {first.name if adapter is not None else 'the base'}", "same tokens", "answers"],
+        [f"compared with {first.name}", "same tokens", "same answers"],
         [
             [
                 one.name,

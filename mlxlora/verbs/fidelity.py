@@ -1,5 +1,6 @@
 """What fuse and export say of how much of the training is in what they wrote; its options."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from mlxlora.export.proof import Proof
 
 WORST = 3  # layers shown
-EXACT = 1e-3  # an error that is none
+SEEN = 0.02  # an error that may be noticed
 
 ProofRows = Annotated[
     str | None,
@@ -39,7 +40,13 @@ Measured = Annotated[
 ]
 
 
-def proof(data: str | None, max_kl: float | None, measured: bool, trust: bool) -> "Proof | None":
+def proof(
+    data: str | None,
+    max_kl: float | None,
+    measured: bool,
+    trust: bool,
+    progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+) -> "Proof | None":
     """What the options ask for."""
     from mlxlora.config import RunConfig
     from mlxlora.export.proof import Proof
@@ -53,7 +60,7 @@ def proof(data: str | None, max_kl: float | None, measured: bool, trust: bool) -
     rows = RunConfig.load(None, [f"data.path={toml_value(data)}"]).data if data else None
     if rows is not None:
         named(rows)  # before hours go by, not after: raises DataError
-    return Proof(rows, max_kl, trust)
+    return Proof(rows, max_kl, trust, progress)
 
 
 def show(screen: "Screen", found: "Fidelity", name: str) -> None:
@@ -68,8 +75,9 @@ def show(screen: "Screen", found: "Fidelity", name: str) -> None:
         ["model", "loss", "KL", "same first choice"],
         [[label, f"{loss:.4f}", f"{kl:.2g}", f"{same:.1%}"] for label, loss, kl, same in rows],
     )
-    if any((one.output_error or 0) > EXACT for one in found.layers):
-        screen.say("The layers whose change was written worst, 0 being exact:")
+    screen.say("(KL: how far its answers are from those of base + adapter; 0 is the same.)", "dim")
+    if any((one.output_error or 0) > SEEN for one in found.layers):
+        screen.say("The layers whose change was written worst (0 % is exact):")
         screen.table(
             ["layer", "weights", "outputs", "cosine"],
             [

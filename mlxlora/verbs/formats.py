@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxlora.errors import ConfigError
+from mlxlora.verbs.fuse import told
 
 if TYPE_CHECKING:
     from mlxlora.export.fidelity import Fidelity, Open
@@ -31,6 +32,7 @@ class Order:
     keep_adapter: bool
     force: bool
     trust_remote_code: bool
+    progress: Callable[[str, int, int], None]  # (what, done, of)
 
     @property
     def needed(self) -> "Adapter":
@@ -68,7 +70,6 @@ class Outcome:
 
 
 def mlx(order: Order) -> Outcome:
-    from mlxlora.console import size
     from mlxlora.export.fuse import Bits, fuse, wished
     from mlxlora.export.proof import written
 
@@ -80,12 +81,12 @@ def mlx(order: Order) -> Outcome:
         order.adapter,
         order.out,
         bits,
+        progress=order.progress,
         proof=order.proof,
         **order.options,
     )
-    lines = [f"{done.path}: {size(done.bytes)}, {done.layers} layers fused, {done.bits}"]
     opened = partial(written, order.out, order.trust_remote_code)
-    return Outcome(lines, _plain(done), done.fidelity, opened)
+    return Outcome(told(done), _plain(done), done.fidelity, opened)
 
 
 def hf(order: Order) -> Outcome:

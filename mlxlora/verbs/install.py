@@ -42,8 +42,8 @@ def install(screen: "Screen", program: str | None, model: str | Path) -> dict[st
 
     if program is None:
         with suppress(ConfigError, OSError):  # settings of another program that nobody asked for
-            screen.say(f"LM Studio looks for it in {lmstudio.place(Path(model))}", "dim")
-            screen.say("(--install lmstudio copies it there)", "dim")
+            place = lmstudio.place(Path(model))
+            screen.say(f"For LM Studio: --install lmstudio copies it to {place}", "dim")
         return {}
     there = lmstudio.install(Path(model))
     screen.say(f"copied for LM Studio: {there}")

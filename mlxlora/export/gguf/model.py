@@ -82,8 +82,11 @@ def write(
             again = Merged(merged.source, adapter, trust_remote_code=trust_remote_code)
             opened = partial(written, Path(file.name), merged.source, trust_remote_code)
             fidelity = proof.of(again, opened, REMEDY)
-    if fidelity is not None:  # not sooner: no figures of a file that did not come to be
-        save(fidelity, path.with_name(f"{path.name.removesuffix('.gguf')}.fidelity.json"))
+    # Not sooner: no figures of a file that did not come to be; nor those of one that was here.
+    figures = path.with_name(f"{path.name.removesuffix('.gguf')}.fidelity.json")
+    figures.unlink(missing_ok=True)
+    if fidelity is not None:
+        save(fidelity, figures)
     notes = layout.notes + vocab.notes
     if "vision_config" in merged.config:
         notes.append("only the language model is written; what sees images is not")

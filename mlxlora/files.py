@@ -31,8 +31,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Any error (a full disk included) removes the temporary file and leaves path as it was.
     """
-    _make(path.parent)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{BEING_WRITTEN}")
+    with _place_for(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{BEING_WRITTEN}")
     try:
         os.close(descriptor)
         with open(name, "wb") as file:  # by its name, which the file then tells
@@ -56,9 +56,9 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     path = Path(os.path.realpath(path))  # a link to an empty directory is followed
     if not replace:
         refuse_existing(path)
-    _make(path.parent)
     prefix = f".{path.name}{BEING_WRITTEN}"
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
+    with _place_for(path):
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -74,11 +74,14 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise
 
 
-def _make(directory: Path) -> None:
+@contextlib.contextmanager
+def _place_for(path: Path) -> Iterator[None]:
+    """Make path's parent, then inside what stands beside path."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # a place, like /proc, that takes no directories
-        raise ExportError(f"{directory} cannot be made: {error.strerror}") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except FileNotFoundError as error:  # a place, like /proc, that takes nothing
+        raise ExportError(f"{path} cannot be made: {error.strerror}") from error
 
 
 def sync(descriptor: int) -> None:
@@ -92,7 +95,8 @@ def sync(descriptor: int) -> None:
 
 def refuse_existing(path: Path) -> None:
     """Raise ExportError if something other than an empty directory stands at path."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    there = path.exists() or path.is_symlink()  # one that leads nowhere, too
+    if there and not (path.is_dir() and not any(path.iterdir())):
         raise ExportError(f"{path} exists already and is never overwritten; choose another name")
 
 

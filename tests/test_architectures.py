@@ -37,6 +37,7 @@ from mlxlora.export.streamed import logits_at
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import attach, detach
 from mlxlora.lora.fresh import collect, new_layers
+from mlxlora.model_files import read_config
 from mlxlora.train.attention import Spans
 from mlxlora.train.forward import Forward
 from mlxlora.train.packing import PROBE_ROWS, caches
@@ -139,7 +140,8 @@ def test_the_saved_adapter_does_the_same_in_a_fresh_base_and_in_mlx_lm(trained):
 
 
 def test_the_fused_model_says_the_same(trained, tmp_path):
-    fuse(trained.base, Adapter.load(trained.adapter), tmp_path / "fused", proof=None)
+    bits = 8 if "quantization" in read_config(trained.base) else "keep"
+    fuse(trained.base, Adapter.load(trained.adapter), tmp_path / "fused", bits, proof=None)
     assert worst(opened(tmp_path / "fused")(TOKENS), trained.logits) < 1e-4
 
 
@@ -271,7 +273,7 @@ def test_a_base_of_which_some_layers_are_not_quantized_is_fused(tmp_path):
     model = opened(tmp_path / "base")
     adapt(model)
     logits = model(TOKENS)
-    fuse(tmp_path / "base", collect(model, CONFIG, {}), tmp_path / "fused", proof=None)
+    fuse(tmp_path / "base", collect(model, CONFIG, {}), tmp_path / "fused", 8, proof=None)
     down, up = (opened(tmp_path / "fused").layers[0].mlp[name] for name in ("down_proj", "up_proj"))
     assert "scales" not in down and up.bits == 8
     assert worst(opened(tmp_path / "fused")(TOKENS), logits) < 5e-2

@@ -58,7 +58,8 @@ def test_the_whole_way_from_rows_to_a_fused_model(dense_path, rows, tmp_path):
     done = mlxlora(
         "fuse", "--model", base, "--adapter", adapter, "--out", tmp_path / "fused", "--json"
     )
-    assert last_line(done)["bits"] == "8 bits"
+    told = last_line(done)
+    assert told["bits"].startswith("bits chosen by layer") and told["fidelity"]["kept"] > 0.9
     done = mlxlora("eval", "--model", tmp_path / "fused", *data, "--json")
     assert last_line(done)["results"][0]["loss"] == pytest.approx(result["valid_loss"], abs=0.05)
     done = mlxlora("adapter", "info", adapter)

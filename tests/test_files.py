@@ -4,6 +4,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from mlxlora import files
 from mlxlora.errors import ExportError, ModelError
 from mlxlora.files import (
     atomic_directory,
@@ -44,15 +45,13 @@ def test_an_existing_directory_is_only_replaced_when_asked(tmp_path):
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
     """/dev/full fails every write, as a full disk does."""
-    real = os.fdopen
 
-    def full(descriptor: int, mode: str):
-        os.close(descriptor)
-        return real(os.open("/dev/full", os.O_WRONLY), mode)
+    def full(name: str, mode: str):
+        return open("/dev/full", mode)
 
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    monkeypatch.setattr(os, "fdopen", full)
+    monkeypatch.setattr(files, "open", full, raising=False)
     with pytest.raises(OSError, match="No space left"):
         save_tensors(tmp_path / "w.safetensors", {"a": mx.zeros((1000, 1000))}, {})
     assert os.listdir(tmp_path) == []

@@ -1,6 +1,6 @@
 """GGUF files in llama.cpp, beside the logits of MLX's base with the adapter attached.
 
-`python -m pytest -s tests/test_gguf.py` prints the largest differences, by family.
+`python -m pytest -s -m slow tests/test_gguf.py` prints the largest differences, by family.
 """
 
 import json

@@ -121,6 +121,7 @@ def everything(directory: Path) -> set[str]:
     return {str(path) for path in directory.rglob("*")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb, damage, says", WORST)
 def test_the_worst_is_one_message_of_the_program(good, tmp_path, verb, damage, says):
     damage(good)

@@ -111,6 +111,7 @@ def fresh():
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS if KILLS > 6 else ["dropout"])
 def test_killed_at_random_moments_again_and_again(dense_path, whole, fresh, tmp_path, name):
     rows = whole[0]

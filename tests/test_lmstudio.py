@@ -6,6 +6,7 @@ from mlxlora.errors import ConfigError, ExportError
 from mlxlora.export import shards
 from mlxlora.export.lmstudio import install, models_folder
 from mlxlora.verbs.install import check
+from mlxlora.verbs.install import install as copy
 
 
 @pytest.fixture
@@ -52,3 +53,13 @@ def test_what_is_there_stays_and_a_full_disk_is_told(home, dense_path, monkeypat
     with pytest.raises(ConfigError, match="'jan' is not known"):
         check("jan", dense_path)
     assert len(list((home / ".lmstudio" / "models" / "mlxlora").iterdir())) == 1
+
+
+def test_damaged_settings_are_no_fault_of_who_does_not_install(home, dense_path):
+    (home / ".lmstudio").mkdir()
+    (home / ".lmstudio" / "settings.json").write_text("{")
+    said = []
+    screen = type("Screen", (), {"say": lambda self, *words: said.append(words)})()
+    assert copy(screen, None, dense_path) == {} and said == []
+    with pytest.raises(ConfigError):
+        check("lmstudio", dense_path)

@@ -5,12 +5,16 @@ import pytest
 from conftest import randomized
 
 from mlxlora.config import DataConfig, LoraConfig, RunConfig
-from mlxlora.errors import DataError, ExportError
-from mlxlora.export.fuse import fuse
+from mlxlora.errors import ConfigError, DataError, ExportError
+from mlxlora.export.fidelity import Change, Fidelity
+from mlxlora.export.fuse import fuse, wished
 from mlxlora.export.proof import Proof
 from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.fresh import collect, new_layers
 from mlxlora.train.loop import train
+from mlxlora.verbs.fidelity import proof as asked_for
+from mlxlora.verbs.fidelity import show
+from mlxlora.verbs.formats import FORMATS, Order
 
 
 @pytest.fixture
@@ -83,3 +87,61 @@ def test_tokens_that_the_model_has_no_embedding_of_are_refused(quantized, learne
         proof = Proof(rows=DataConfig(path=str(rows)))
         fuse(base, learned, tmp_path / "fused", proof=proof, force=True)
     assert not (tmp_path / "fused").exists()
+
+
+def test_figures_of_another_model_do_not_come_along(quantized, learned, tmp_path):
+    base = shutil.copytree(quantized.path, tmp_path / "base")
+    (base / "fidelity.json").write_text("{}")
+    fuse(base, learned, tmp_path / "fused", "keep", proof=None, force=True)
+    assert not (tmp_path / "fused" / "fidelity.json").exists()
+
+
+@pytest.mark.parametrize("text", ["7", "²", "", "99999999999999999999", "Auto"])
+def test_bits_that_are_none_are_refused(text):
+    with pytest.raises(ConfigError, match="known are auto, keep, none, 4, 5, 6, 8"):
+        wished(text, "--bits")
+
+
+def test_options_of_the_measurement_are_used_or_refused(tmp_path):
+    with pytest.raises(DataError, match="no data at"):
+        asked_for(str(tmp_path / "none.jsonl"), None, True, False)
+    with pytest.raises(ConfigError, match="--no-fidelity measures nothing"):
+        asked_for(None, 0.1, False, False)
+
+
+@pytest.mark.parametrize("kind", ["peft", "gguf-lora"])
+@pytest.mark.parametrize(
+    "proof, check, says",
+    [(Proof(max_kl=0.1), False, "--max-kl are for the formats"), (None, True, "--check its model")],
+)
+def test_formats_of_adapters_refuse_what_is_for_models(kind, proof, check, says, tmp_path):
+    adapter = Adapter("lora", {}, 4, 2.0, provenance={})
+    order = Order(
+        *("base", tmp_path, adapter, tmp_path / "out", None),
+        proof=proof,
+        check=check,
+        keep_adapter=False,
+        force=False,
+        trust_remote_code=False,
+        progress=lambda what, done, of: None,
+    )
+    with pytest.raises(ConfigError, match=says):
+        FORMATS[kind](order)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_change_that_was_lost_is_not_shown_as_kept():
+    tables = []
+
+    class Screen:
+        def say(self, *words):
+            pass
+
+        def table(self, head, rows):
+            tables.append(rows)
+
+    layers = (Change("lost", 0.0, 1.0, 0.0, 1.0), Change("uncalled", 0.5, 0.1))
+    show(Screen(), Fidelity("rows", True, 1, 2, 1, 2, 1, 1, 0.5, 0.5, layers), "fused")
+    lost, uncalled = tables[-1]
+    assert lost == ["lost", "100.0%", "100.0%", "0.0000"]
+    assert uncalled[2:] == ["-", "-"]

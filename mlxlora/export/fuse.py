@@ -17,12 +17,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxlora.base import Base, open_tokenizer
-from mlxlora.errors import ExportError
+from mlxlora.errors import ConfigError, ExportError
 from mlxlora.export.auto import MAX_SIZE, Progress, Way, choose, extra_bytes, write
 from mlxlora.export.card import card
 from mlxlora.export.fidelity import Fidelity
 from mlxlora.export.merged import Layer, Merged
-from mlxlora.export.proof import FILE, PROOF, Proof, written
+from mlxlora.export.proof import FILE, PROOF, Proof, save, written
 from mlxlora.export.shards import Add, write_model
 from mlxlora.export.trial import trial
 from mlxlora.files import refuse_existing
@@ -30,6 +30,7 @@ from mlxlora.lora.adapter import CARD, Adapter
 from mlxlora.quantized import QUANTIZED
 
 Bits = Literal["auto", "keep", "none"] | int
+WORDS: tuple[Literal["auto", "keep", "none"], ...] = ("auto", "keep", "none")
 WEIGHT_BITS = (4, 5, 6, 8)
 REMEDY = "--bits 8 keeps more, so does --bits auto with a larger --max-size; --bits none everything"
 
@@ -92,7 +93,8 @@ def fuse(
     def finish(directory: Path) -> None:
         if proof is not None:
             opened = partial(written, directory, trust_remote_code)
-            result.fidelity = proof.of(again(), opened, directory / FILE, REMEDY)
+            result.fidelity = proof.of(again(), opened, REMEDY)
+            save(result.fidelity, directory / FILE)
         text = card(adapter, f"fused, {result.bits}", "mlx", result.fidelity)
         (directory / CARD).write_text(text, "utf-8")
 
@@ -107,6 +109,15 @@ def fuse(
     size = sum(file.stat().st_size for file in Path(out).glob("model*.safetensors"))
     result.times = size / merged.bytes
     return result
+
+
+def wished(text: str, option: str) -> Bits:
+    """What the option of a command line says. Raises ConfigError for no bits at all."""
+    for known in (*WORDS, *WEIGHT_BITS):
+        if text == str(known):
+            return known
+    names = ", ".join(map(str, (*WORDS, *WEIGHT_BITS)))
+    raise ConfigError(f"{option} {text!r} is not known; known are {names}")
 
 
 def _resolve(bits: Bits, quantization: dict[str, Any] | None) -> Bits:
@@ -136,8 +147,8 @@ class _Plan:
             return "unquantized"
         if self.bits == "auto":
             counts = Counter(way.bits or 16 for way in self.ways.values())
-            those = [f"{count} of {bits}" for bits, count in sorted(counts.items())]
-            return f"bits chosen by layer: {', '.join(those) or 'none to choose'}"
+            those = [f"{count} with {bits}" for bits, count in sorted(counts.items())]
+            return f"bits chosen by layer ({', '.join(those) or 'none to choose'})"
         return f"{self.merged.quantization['bits'] if self.bits == 'keep' else self.bits} bits"
 
     def config(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlxlora.base import open_frozen, open_tokenizer
 from mlxlora.config import DataConfig
 from mlxlora.errors import ExportError
-from mlxlora.export.fidelity import Fidelity, Open, measure
+from mlxlora.export.fidelity import Fidelity, Open, Progress, measure
 from mlxlora.export.merged import Merged
 from mlxlora.export.trial import trial
 from mlxlora.files import write_json
@@ -27,9 +27,10 @@ class Proof:
     rows: DataConfig | None = None  # else those that the adapter's run kept for validation
     max_kl: float | None = None  # nats per token from base + adapter; else Fidelity.limit
     trust_remote_code: bool = False
+    progress: Progress = lambda what, done, of: None
 
-    def of(self, merged: Merged, written: Open, file: Path, remedy: str) -> Fidelity:
-        """Measure, write the figures to file, and return them; if they are refused, no file.
+    def of(self, merged: Merged, written: Open, remedy: str) -> Fidelity:
+        """Measure, and return the figures; save() writes them.
 
         Raises ExportError, which ends with remedy, if the model is not what was trained; a base
         without an adapter is measured and never refused, unless max_kl is set.
@@ -38,15 +39,24 @@ class Proof:
         tokenizer._vocabulary = merged.vocabulary  # tokens past its end are refused, not read
         rows = trial(tokenizer, merged.adapter, self.rows)
         found = measure(
-            merged.source, merged.adapter, written, rows, trust_remote_code=self.trust_remote_code
+            merged.source,
+            merged.adapter,
+            written,
+            rows,
+            progress=self.progress,
+            trust_remote_code=self.trust_remote_code,
         )
         limit = self.max_kl
         if limit is None:
             limit = found.limit if merged.adapter is not None else float("inf")
         if not found.kl <= limit:  # NaN is no proof
             raise ExportError(_refusal(found, limit, remedy))
-        write_json(file, found.to_dict())
         return found
+
+
+def save(found: Fidelity, file: Path) -> None:
+    """Write fidelity.json, or what it is called beside a file."""
+    write_json(file, found.to_dict())
 
 
 def written(directory: Path, trust_remote_code: bool = False) -> nn.Module:

@@ -21,7 +21,8 @@ from mlxlora.files import atomic_directory, refuse_existing, save_tensors, write
 Kind = Literal["mlx", "pt"]  # which numbers' layout and names, in the words of the metadata
 SHARD_BYTES = 4 << 30
 SPARE_BYTES = 64 << 20  # of disk, beyond the estimate
-_OURS = {"config.json", "model.safetensors.index.json", "README.md", "fidelity.json"}  # not copied
+# Not copied: about other weights than those written.
+_OURS = {"config.json", "model.safetensors.index.json", "README.md", "fidelity.json"}
 Add = Callable[[str, mx.array], None]  # takes a tensor by its name
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "LICENSE*")
 
@@ -60,9 +61,11 @@ def check_room(place: Path, size: int, name: Path) -> None:
     """Raise ExportError if the disk that place is on has no room for so many bytes of name."""
     free = shutil.disk_usage(place).free
     if free < size + SPARE_BYTES:
-        raise ExportError(
-            f"{name} needs about {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free"
-        )
+        raise ExportError(f"{name} needs about {_said(size)} and the disk has {_said(free)} free")
+
+
+def _said(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def copy_companions(source: Path, target: Path, without: Set[str] = frozenset()) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import mlx.nn as nn
 
+from mlxlora.errors import ExportError
 from mlxlora.generate import Sampling, stream
 
 
@@ -92,12 +93,18 @@ class InLlamaCpp:
 
         self.name = f"llama.cpp (llama-cpp-python {version('llama-cpp-python')})"
         self._ends = ends
-        self._llama = Llama(
-            str(model),
-            lora_path=None if adapter is None else str(adapter),
-            n_ctx=1024,
-            verbose=False,
-        )
+        try:
+            self._llama = Llama(
+                str(model),
+                lora_path=None if adapter is None else str(adapter),
+                n_ctx=1024,
+                verbose=False,
+            )
+        except (ValueError, RuntimeError) as error:  # an older one knows fewer architectures
+            raise ExportError(
+                f"{model} was written, but {self.name} cannot open it; a newer llama-cpp-python "
+                "may, or no --check"
+            ) from error
 
     def tokens(self, text: str, raw: bool) -> list[int]:
         return list(self._llama.tokenize(text.encode(), add_bos=raw, special=True))

@@ -57,7 +57,7 @@ def trial(
     many tokens. Raises DataError if those of data cannot be used.
     """
     if data is not None:
-        rows = _named(data)
+        rows = named(data)
         return _trial(tokenizer, rows, data, tokens, f"of {rows.file.path.name}", own=True)
     found = own_rows(adapter, part) if adapter is not None else None
     if found is not None:
@@ -102,7 +102,7 @@ def _cut(example: Example | None) -> Example | None:
     return short if short.supervised else None
 
 
-def _named(data: DataConfig) -> Rows:
+def named(data: DataConfig) -> Rows:
     """Of a file, or of the validation (else test) rows of a directory."""
     path = expanded(data.path)
     if not path.is_dir():

@@ -1,5 +1,7 @@
 """mlxlora export."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ from mlxlora.verbs.install import Install
 from mlxlora.verbs.install import check as check_install
 from mlxlora.verbs.install import install as copy
 from mlxlora.verbs.options import AsJson, Force, Model, Trust
+from mlxlora.verbs.signals import ending_cleanly
 
 if TYPE_CHECKING:
     from mlxlora.base import Base
@@ -70,34 +73,36 @@ def export(
     if install is not None and kind not in FOR_LM_STUDIO:
         raise ConfigError(f"--install is for --format {' or '.join(FOR_LM_STUDIO)}, not for {kind}")
     check_install(install, out)
-    base = load(model, trust_remote_code=trust_remote_code) if check else None
+    screen = Screen(as_json)
     order = Order(
         model=model,
-        source=base.path if base is not None else find(model)[0],
+        source=find(model)[0],
         adapter=Adapter.load(adapter) if adapter is not None else None,
         out=out,
         quant=quant,
-        proof=proof(data, max_kl, measured, trust_remote_code),
-        ends=frozenset(base.tokenizer.eos_token_ids if base is not None else ()),
+        proof=proof(data, max_kl, measured, trust_remote_code, screen.progress),
+        check=check,
         keep_adapter=keep_adapter,
         force=force,
         trust_remote_code=trust_remote_code,
+        progress=screen.progress,
     )
-    done = FORMATS[kind](order)
-    screen = Screen(as_json)
+    with ending_cleanly():
+        done = FORMATS[kind](order)
     for line in done.lines:
         screen.say(line)
     if done.fidelity is not None:
         show(screen, done.fidelity, "written")
     told = {"format": kind, **done.result, **figures(done.fidelity)}
-    if kind in FOR_LM_STUDIO:
-        told |= copy(screen, install, out)
-    if base is not None:
+    if check:  # the base is opened only now: until here nobody needs the memory it takes
+        base = load(model, trust_remote_code=trust_remote_code)
         told["check"] = _checked(screen, base, order.adapter, done, force)
+    wrong = [one["name"] for one in told.get("check", ()) if one["differing"]]
+    if kind in FOR_LM_STUDIO and not wrong:
+        told |= copy(screen, install, out)
     if done.command:
         screen.command(*done.command, indent="")
     screen.result(told)
-    wrong = [one["name"] for one in told.get("check", ()) if one["differing"]]
     if wrong:
         raise ExportError(
             f"{out} was written, but {' and '.join(wrong)} cuts prompts into other tokens than the "
@@ -112,25 +117,26 @@ def _checked(
     from dataclasses import asdict
 
     from mlxlora.export.check import compare, prompts_for
-    from mlxlora.export.speakers import InMLX, installed
+    from mlxlora.export.speakers import InMLX, Speaker, installed
     from mlxlora.lora.attach import attach
 
-    if done.opened is None:
-        screen.say("an adapter alone cannot be asked; check its model: --format gguf or hf")
-        return []
+    assert done.opened is not None  # formats of adapters refuse to be checked
     if adapter is not None:
         attach(base, adapter, force=force)
     opened, tokenizer = done.opened, base.tokenizer
-    asked = [lambda: InMLX("what was written, here", opened(), tokenizer)]
+    asked: list[Callable[[], Speaker]] = [
+        lambda: InMLX("what was written, here", opened(), tokenizer)
+    ]
     for packages, program in done.programs.items():
         if installed(*packages.split()):
-            asked.append(program)  # type: ignore[arg-type]
+            asked.append(partial(program, tokenizer.eos_token_ids))
         else:
             screen.say(f"not asked, for it is not installed: pip install {packages}", "dim")
-    first = InMLX("base + adapter", base.model, tokenizer)
+    name = "base + adapter" if adapter is not None else "the base"
+    first = InMLX(name, base.model, tokenizer)
     found = list(compare(first, asked, prompts_for(base, adapter)))
     screen.table(
-        [f"beside {first.name if adapter is not None else 'the base'}", "same tokens", "answers"],
+        [f"compared with {first.name}", "same tokens", "same answers"],
         [
             [
                 one.name,

@@ -1,8 +1,11 @@
 """What fuse and export say of how much of the training is in what they wrote; its options."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mlxlora.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlxlora.console import Screen
@@ -10,7 +13,7 @@ if TYPE_CHECKING:
     from mlxlora.export.proof import Proof
 
 WORST = 3  # layers shown
-EXACT = 1e-3  # an error that is none
+SEEN = 0.02  # an error that may be noticed
 
 ProofRows = Annotated[
     str | None,
@@ -37,16 +40,27 @@ Measured = Annotated[
 ]
 
 
-def proof(data: str | None, max_kl: float | None, measured: bool, trust: bool) -> "Proof | None":
+def proof(
+    data: str | None,
+    max_kl: float | None,
+    measured: bool,
+    trust: bool,
+    progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+) -> "Proof | None":
     """What the options ask for."""
     from mlxlora.config import RunConfig
     from mlxlora.export.proof import Proof
+    from mlxlora.export.trial import named
     from mlxlora.schema import toml_value
 
     if not measured:
+        if data is not None or max_kl is not None:
+            raise ConfigError("--no-fidelity measures nothing, so --data and --max-kl say nothing")
         return None
     rows = RunConfig.load(None, [f"data.path={toml_value(data)}"]).data if data else None
-    return Proof(rows, max_kl, trust)
+    if rows is not None:
+        named(rows)  # before hours go by, not after: raises DataError
+    return Proof(rows, max_kl, trust, progress)
 
 
 def show(screen: "Screen", found: "Fidelity", name: str) -> None:
@@ -61,16 +75,17 @@ def show(screen: "Screen", found: "Fidelity", name: str) -> None:
         ["model", "loss", "KL", "same first choice"],
         [[label, f"{loss:.4f}", f"{kl:.2g}", f"{same:.1%}"] for label, loss, kl, same in rows],
     )
-    if any((one.output_error or 0) > EXACT for one in found.layers):
-        screen.say("The layers whose change was written worst, 0 being exact:")
+    screen.say("(KL: how far its answers are from those of base + adapter; 0 is the same.)", "dim")
+    if any((one.output_error or 0) > SEEN for one in found.layers):
+        screen.say("The layers whose change was written worst (0 % is exact):")
         screen.table(
             ["layer", "weights", "outputs", "cosine"],
             [
                 [
                     one.layer,
                     f"{one.weight_error:.1%}",
-                    f"{one.output_error or 0:.1%}",
-                    f"{one.output_cosine or 1:.4f}",
+                    "-" if one.output_error is None else f"{one.output_error:.1%}",
+                    "-" if one.output_cosine is None else f"{one.output_cosine:.4f}",
                 ]
                 for one in found.worst(WORST)
             ],

@@ -1,18 +1,21 @@
 """The formats of `mlxlora export`: a function each, and one line in FORMATS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxlora.errors import ConfigError
+from mlxlora.verbs.fuse import told
 
 if TYPE_CHECKING:
     from mlxlora.export.fidelity import Fidelity, Open
     from mlxlora.export.proof import Proof
     from mlxlora.export.speakers import Speaker
     from mlxlora.lora.adapter import Adapter
+
+    Program = Callable[[Set[int]], Speaker]  # of the tokens that end an answer
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,28 @@ class Order:
     out: Path
     quant: str | None
     proof: "Proof | None"
-    ends: frozenset[int]  # tokens that end an answer; empty unless it is to be checked
+    check: bool  # it is to be asked afterwards
     keep_adapter: bool
     force: bool
     trust_remote_code: bool
+    progress: Callable[[str, int, int], None]  # (what, done, of)
 
     @property
     def needed(self) -> "Adapter":
-        """The adapter. Raises ConfigError if there is none, or a --quant for it."""
+        """The adapter. Raises ConfigError if there is none, or an option that is for models."""
         if self.adapter is None:
             raise ConfigError("this format writes an adapter; pass --adapter")
         if self.quant is not None:
             raise ConfigError("adapters are written in float32; there is no --quant for them")
+        if self.proof is not None and (self.proof.rows or self.proof.max_kl is not None):
+            raise ConfigError(
+                "adapters are written as they are and not measured; --data and --max-kl are for "
+                "the formats of models"
+            )
+        if self.check:
+            raise ConfigError(
+                "an adapter alone cannot be asked; --check its model: --format gguf or hf"
+            )
         return self.adapter
 
     @property
@@ -52,31 +65,28 @@ class Outcome:
     result: dict[str, Any]  # for --json
     fidelity: "Fidelity | None" = None
     opened: "Open | None" = None  # the written weights as a model of this program
-    programs: dict[str, "Callable[[], Speaker]"] = field(default_factory=dict)  # by packages
+    programs: dict[str, "Program"] = field(default_factory=dict)  # by packages
     command: list[str] = field(default_factory=list)  # to go on with
 
 
 def mlx(order: Order) -> Outcome:
-    from mlxlora.console import size
-    from mlxlora.export.fuse import fuse
+    from mlxlora.export.fuse import Bits, fuse, wished
     from mlxlora.export.proof import written
 
     if order.adapter is None:
         raise ConfigError("--format mlx fuses an adapter; pass --adapter")
-    wish: Any = order.quant or "auto"
-    if wish not in ("auto", "keep", "none") and not wish.isdigit():
-        raise ConfigError(f"--format mlx has --quant auto, keep, none, 4, 5, 6 or 8, not {wish!r}")
+    bits: Bits = "auto" if order.quant is None else wished(order.quant, "--format mlx: --quant")
     done = fuse(
         order.model,
         order.adapter,
         order.out,
-        int(wish) if wish.isdigit() else wish,
+        bits,
+        progress=order.progress,
         proof=order.proof,
         **order.options,
     )
-    lines = [f"{done.path}: {size(done.bytes)}, {done.layers} layers fused, {done.bits}"]
     opened = partial(written, order.out, order.trust_remote_code)
-    return Outcome(lines, _plain(done), done.fidelity, opened)
+    return Outcome(told(done), _plain(done), done.fidelity, opened)
 
 
 def hf(order: Order) -> Outcome:
@@ -94,7 +104,7 @@ def hf(order: Order) -> Outcome:
         _plain(done),
         done.fidelity,
         partial(written, order.out, order.trust_remote_code),
-        {"torch transformers": partial(InTransformers, order.out, order.ends)},
+        {"torch transformers": partial(InTransformers, order.out)},
     )
 
 
@@ -111,7 +121,7 @@ def gguf(order: Order) -> Outcome:
         _plain(done),
         done.fidelity,
         partial(written, order.out, order.source, order.trust_remote_code),
-        {"llama-cpp-python": partial(InLlamaCpp, order.out, order.ends)},
+        {"llama-cpp-python": partial(InLlamaCpp, order.out)},
     )
 
 
@@ -149,7 +159,7 @@ def ollama(order: Order) -> Outcome:
         _plain(done),
         done.fidelity,
         partial(writer.written, order.out, order.source, own, order.trust_remote_code),
-        {"llama-cpp-python": partial(InLlamaCpp, model, order.ends, apart)},
+        {"llama-cpp-python": partial(InLlamaCpp, model, adapter=apart)},
         done.create,
     )
 

@@ -1,15 +1,19 @@
 """mlxlora fuse."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxlora.errors import ConfigError
 from mlxlora.verbs.fidelity import MaxKl, Measured, ProofRows, figures, proof, show
 from mlxlora.verbs.install import Install, check
 from mlxlora.verbs.install import install as copy
 from mlxlora.verbs.options import AsJson, Force, Model, Trust
+from mlxlora.verbs.signals import ending_cleanly
+
+if TYPE_CHECKING:
+    from mlxlora.export.fuse import Fused
 
 
 def fuse(
@@ -43,32 +47,39 @@ def fuse(
     trust_remote_code: Trust = False,
 ) -> None:
     """Write base + adapter as one model that mlx-lm loads."""
-    from mlxlora.console import Screen, size
+    from mlxlora.console import Screen
     from mlxlora.export.fuse import fuse as write
+    from mlxlora.export.fuse import wished
     from mlxlora.lora.adapter import Adapter
 
-    if bits not in ("auto", "keep", "none") and not bits.isdigit():
-        raise ConfigError(f"--bits must be auto, keep, none, 4, 5, 6 or 8, not {bits!r}")
+    wish = wished(bits, "--bits")
     check(install, out)
-    wish: Any = int(bits) if bits.isdigit() else bits
     screen = Screen(as_json)
-    done = write(
-        model,
-        Adapter.load(adapter),
-        out,
-        wish,
-        max_size=max_size,
-        progress=screen.progress,
-        proof=proof(data, max_kl, measured, trust_remote_code),
-        force=force,
-        trust_remote_code=trust_remote_code,
-    )
-    what = f"{done.layers} layers fused" if done.layers else "all weights replaced"
-    screen.say(f"{done.path}: {size(done.bytes)} ({done.times:.2f} times the base), {what}")
-    screen.say(f"Their weights: {done.bits}")
+    with ending_cleanly():
+        done = write(
+            model,
+            Adapter.load(adapter),
+            out,
+            wish,
+            max_size=max_size,
+            progress=screen.progress,
+            proof=proof(data, max_kl, measured, trust_remote_code, screen.progress),
+            force=force,
+            trust_remote_code=trust_remote_code,
+        )
+    for line in told(done):
+        screen.say(line)
     if done.fidelity is not None:
         show(screen, done.fidelity, "fused")
     there = copy(screen, install, done.path)
-    told = {"path": done.path, "bytes": done.bytes, "layers": done.layers, "bits": done.bits}
-    told["times"] = done.times
-    screen.result({**told, **figures(done.fidelity), **there})
+    own = {name: value for name, value in asdict(done).items() if name != "fidelity"}
+    screen.result({**own, **figures(done.fidelity), **there})
+
+
+def told(done: "Fused") -> list[str]:
+    """What was written, in lines."""
+    from mlxlora.console import size
+
+    what = f"{done.layers} layers fused" if done.layers else "all weights replaced"
+    first = f"{done.path}: {size(done.bytes)} ({done.times:.2f} times the base), {what}"
+    return [first, f"Their weights: {done.bits}"]

@@ -1,5 +1,6 @@
 """Copying what fuse and export wrote to where another program looks for models."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,8 +41,9 @@ def install(screen: "Screen", program: str | None, model: str | Path) -> dict[st
     from mlxlora.export import lmstudio
 
     if program is None:
-        screen.say(f"LM Studio looks for it in {lmstudio.place(Path(model))}", "dim")
-        screen.say("(--install lmstudio copies it there)", "dim")
+        with suppress(ConfigError, OSError):  # settings of another program that nobody asked for
+            place = lmstudio.place(Path(model))
+            screen.say(f"For LM Studio: --install lmstudio copies it to {place}", "dim")
         return {}
     there = lmstudio.install(Path(model))
     screen.say(f"copied for LM Studio: {there}")

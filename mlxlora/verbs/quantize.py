@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mlxlora.verbs.options import AsJson, Model, Trust
+from mlxlora.verbs.signals import ending_cleanly
 
 
 def quantize(
@@ -21,6 +22,7 @@ def quantize(
     from mlxlora.export.quantize import quantize as write
 
     screen = Screen(as_json)
-    count = write(model, out, bits, group_size, trust_remote_code=trust_remote_code)
+    with ending_cleanly():
+        count = write(model, out, bits, group_size, trust_remote_code=trust_remote_code)
     screen.say(f"{out}: {size(count)} at {bits} bits")
     screen.result({"path": str(out), "bytes": count, "bits": bits})

@@ -27,7 +27,7 @@ from mlxlora.export.gguf.layout import Layout, file_tensors
 from mlxlora.export.gguf.tokenizer import vocabulary
 from mlxlora.export.merged import Merged
 from mlxlora.export.on_demand import Fetch, fetching
-from mlxlora.export.proof import PROOF, Proof
+from mlxlora.export.proof import PROOF, Proof, save
 from mlxlora.files import atomic_file, refuse_existing
 from mlxlora.lora.adapter import Adapter
 from mlxlora.model_files import find
@@ -81,7 +81,12 @@ def write(
             file.flush()
             again = Merged(merged.source, adapter, trust_remote_code=trust_remote_code)
             opened = partial(written, Path(file.name), merged.source, trust_remote_code)
-            fidelity = proof.of(again, opened, path.with_suffix(".fidelity.json"), REMEDY)
+            fidelity = proof.of(again, opened, REMEDY)
+    # Not sooner: no figures of a file that did not come to be; nor those of one that was here.
+    figures = path.with_name(f"{path.name.removesuffix('.gguf')}.fidelity.json")
+    figures.unlink(missing_ok=True)
+    if fidelity is not None:
+        save(fidelity, figures)
     notes = layout.notes + vocab.notes
     if "vision_config" in merged.config:
         notes.append("only the language model is written; what sees images is not")

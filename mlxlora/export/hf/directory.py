@@ -24,7 +24,7 @@ from mlxlora.export.fidelity import Fidelity
 from mlxlora.export.hf.names import INNER, SEEING, Family, family_of
 from mlxlora.export.hf.proof import round_trip, shapes
 from mlxlora.export.merged import Merged
-from mlxlora.export.proof import FILE, PROOF, Proof, written
+from mlxlora.export.proof import FILE, PROOF, Proof, save, written
 from mlxlora.export.shards import write_model
 from mlxlora.files import refuse_existing
 from mlxlora.lora.adapter import CARD, Adapter
@@ -40,8 +40,8 @@ HEAD = re.compile(r"(.+\.)?(lm_head|embed_out)\.weight")
 PACKED = {"quantization", "quantization_config", "compression_config"}
 # How many layers predict further tokens: none any more, since mlx-lm does not read them.
 AHEAD = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
-# Files about packed weights, about what was written before, and about pictures.
-NOT_COPIED = {"hf_quant_config.json", "quantize_config.json", FILE}
+# Files about packed weights, and about pictures.
+NOT_COPIED = {"hf_quant_config.json", "quantize_config.json"}
 OF_PICTURES = {
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
 }
@@ -91,7 +91,8 @@ def write(
         if proof is not None:
             again = Merged(merged.source, adapter, trust_remote_code=trust_remote_code)
             opened = partial(written, directory, trust_remote_code)
-            result.fidelity = proof.of(again, opened, directory / FILE, REMEDY)
+            result.fidelity = proof.of(again, opened, REMEDY)
+            save(result.fidelity, directory / FILE)
         if adapter is not None:
             text = card(adapter, f"merged, {result.dtype}", "transformers", result.fidelity)
             (directory / CARD).write_text(text, "utf-8")

@@ -81,7 +81,10 @@ def test_the_whole_way_from_rows_to_a_fused_model(dense_path, rows, tmp_path):
         (["train", "none.toml"], "cannot read none.toml: No such file"),
         (["eval", "--model", "/nowhere", "--data", "x.jsonl"], "no model directory /nowhere"),
         (["chat", "--model", "/nowhere"], "no model directory /nowhere"),
-        (["fuse", "--model", "m", "--adapter", "a", "--out", "o", "--bits", "x"], "is not known; known"),
+        (
+            ["fuse", "--model", "m", "--adapter", "a", "--out", "o", "--bits", "x"],
+            "is not known; known",
+        ),
         (["adapter", "info", "/nowhere"], "not an adapter directory"),
         (["tarin"], "train"),
         (["chat", "--model", "m", "--json"], "answers one --prompt"),

@@ -745,9 +745,12 @@ def test_from_peft_through_the_program_and_back(dense_path, tmp_path):
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["--format", "onnx", "--adapter", "a"], "--format 'onnx' is not known; known are peft"),
+        (
+            ["--format", "onnx", "--adapter", "a"],
+            "--format 'onnx' is not known; known are mlx, hf, peft",
+        ),
         (["--format", "peft"], "pass --adapter"),
-        (["--format", "peft", "--adapter", "a", "--quant", "f16"], "has no --quant"),
+        (["--format", "peft", "--adapter", "a", "--quant", "f16"], "there is no --quant"),
     ],
 )
 def test_orders_that_cannot_be_filled_are_refused(words, says, tmp_path):

@@ -9,7 +9,7 @@ import typer
 
 from mlxlora.errors import ConfigError, ExportError
 from mlxlora.verbs.fidelity import MaxKl, Measured, ProofRows, figures, proof, show
-from mlxlora.verbs.formats import FORMATS, Order, Outcome
+from mlxlora.verbs.formats import FORMATS, OF_ADAPTERS, Order, Outcome, check_adapter
 from mlxlora.verbs.install import Install
 from mlxlora.verbs.install import check as check_install
 from mlxlora.verbs.install import install as copy
@@ -72,6 +72,8 @@ def export(
         raise ConfigError(f"--keep-adapter is for --format ollama, not for {kind}")
     if install is not None and kind not in FOR_LM_STUDIO:
         raise ConfigError(f"--install is for --format {' or '.join(FOR_LM_STUDIO)}, not for {kind}")
+    if kind in OF_ADAPTERS:
+        check_adapter(adapter, quant)
     check_install(install, out)
     screen = Screen(as_json)
     order = Order(

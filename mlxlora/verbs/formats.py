@@ -37,10 +37,8 @@ class Order:
     @property
     def needed(self) -> "Adapter":
         """The adapter. Raises ConfigError if there is none, or an option that is for models."""
-        if self.adapter is None:
-            raise ConfigError("this format writes an adapter; pass --adapter")
-        if self.quant is not None:
-            raise ConfigError("adapters are written in float32; there is no --quant for them")
+        check_adapter(self.adapter, self.quant)
+        assert self.adapter is not None
         if self.proof is not None and (self.proof.rows or self.proof.max_kl is not None):
             raise ConfigError(
                 "adapters are written as they are and not measured; --data and --max-kl are for "
@@ -180,11 +178,20 @@ def peft(order: Order) -> Outcome:
     return Outcome([first, *done.notes], _plain(done))
 
 
+def check_adapter(adapter: object, quant: str | None) -> None:
+    """Raise ConfigError unless a format of adapters has one, and no type of weights."""
+    if adapter is None:
+        raise ConfigError("this format writes an adapter; pass --adapter")
+    if quant is not None:
+        raise ConfigError("adapters are written in float32; there is no --quant for them")
+
+
 def _plain(done: Any) -> dict[str, Any]:
     """A result for --json; its fidelity is told apart."""
     return {name: value for name, value in asdict(done).items() if name != "fidelity"}
 
 
+OF_ADAPTERS = ("peft", "gguf-lora")
 FORMATS: dict[str, Callable[[Order], Outcome]] = {
     "mlx": mlx,
     "hf": hf,

@@ -259,7 +259,7 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(
         write(experts_path, adapter, tmp_path / "out")
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, 1 << 20))
-    with pytest.raises(ExportError, match=r"needs about .* GB and the disk has"):
+    with pytest.raises(ExportError, match=r"needs about .* MB and the disk has"):
         write(dense, adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))

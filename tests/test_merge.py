@@ -419,7 +419,7 @@ def test_a_merged_adapter_tells_of_its_parents_and_fits_the_base(saved, dense_pa
     assert result["method"] == "svd" and result["weights"] == [0.7, -0.3] and result["rank"] == 4
     assert 0 < result["distance"] < 1 and f"{result['distance']:.1%} off the weighted sum" in err
     code, out, _ = run("adapter", "info", "C")
-    for told in ("0.7 times A", "-0.3 times B", "merged by", "7 chat in rows.jsonl"):
+    for told in ("0.7 times A", "-0.3 times B", "merged by", "7 chat rows in rows.jsonl"):
         assert told in out
     provenance = Adapter.load("C").provenance
     assert {"mlx", "mlxlora"} <= provenance["versions"].keys()

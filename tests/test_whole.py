@@ -81,7 +81,7 @@ def test_over_a_quantized_base_what_was_trained_whole_is_fused_at_more_bits(quan
     config = moved(quantized)
     logits = quantized.model(TOKENS)
     adapter = collect(quantized.model, config, {})
-    fuse(quantized.path, adapter, tmp_path / "fused")
+    fuse(quantized.path, adapter, tmp_path / "fused", 8, proof=None)
     settings = json.loads((tmp_path / "fused" / "config.json").read_text())["quantization"]
     assert settings["model.embed_tokens"]["bits"] == 8
     assert worst(load(tmp_path / "fused").model(TOKENS), logits) < 2e-2

@@ -59,6 +59,14 @@ def token_budget() -> int:
     return 2048 if on_cpu() else 4096
 
 
+def prefill_tokens() -> int:
+    """Tokens of a prompt that are computed at once while others wait for their next token.
+
+    Enough to fill the device's matrix units; a small Mac computes a few hundred a second.
+    """
+    return 512
+
+
 def compiles() -> bool:
     """Whether training steps are compiled: not on the CPU.
 

@@ -44,7 +44,7 @@ def attach(
     if isinstance(model, Base) and not force:
         for one in named.values():
             check_base(model, one)
-    parts = {name: _part(bare, one) for name, one in named.items()}
+    parts = {name: part_of(bare, one) for name, one in named.items()}
     _remembered(bare).named = parts
     switch(bare, next(iter(parts), None))
     bare.eval()
@@ -132,7 +132,7 @@ def _take_out(model: nn.Module) -> None:
         state.own = Part()
 
 
-def _part(model: nn.Module, adapter: Adapter) -> Part:
+def part_of(model: nn.Module, adapter: Adapter) -> Part:
     """The adapter's layers and weights over this bare model. Raises AdapterError."""
     modules = dict(model.named_modules())
     check_fit(modules, adapter)

@@ -1,0 +1,109 @@
+"""One answer in the making: tokens to text, stops, log-probabilities, and who is told."""
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxlora.serve.adapters import Served
+from mlxlora.serve.orders import End, Event, Fault, Order, Sink, Spelled
+from mlxlora.serve.rows import Row
+from mlxlora.serve.sampling import Processor, processors
+from mlxlora.serve.text import Stops
+
+
+class Answer:
+    """Lives in the engine's thread; only .cancelled is set from others."""
+
+    def __init__(
+        self, order: Order, sink: Sink, served: Served, row: Row, tokenizer: Any, grammar: Any
+    ) -> None:
+        self.order, self.served, self.row = order, served, row
+        self.uid: int | None = None  # in its lane's generator, once it is there
+        self.cached = 0  # tokens of the prompt that need not be computed
+        self.tokens = 0  # generated
+        self.cancelled = False
+        self.done = False
+        self._sink = sink
+        self._detokenizer = tokenizer.detokenizer
+        self._stops = Stops(order.stops)
+        self._grammar = grammar
+        self._fault: Exception | None = None
+
+    def processors(self) -> list[Processor]:
+        """What changes this row's logits. A fault in one is this answer's, not the batch's."""
+        own = processors(self.order.sampling)
+        if self._grammar is not None:
+            own.append(self._grammar)
+        return [self._guarded(one) for one in own]
+
+    def token(self, token: int, logprobs: mx.array, reason: str | None) -> bool:
+        """Take the next token, logprobs (V,); returns whether the answer is complete.
+
+        reason: "stop" if this token only ends the answer, "length" if it is the last.
+        """
+        if self._fault is not None:
+            self.fail(f"{type(self._fault).__name__}: {self._fault}", ours=True)
+            return True
+        self.tokens += 1
+        if reason == "stop":
+            self._finish("stop")
+            return True
+        try:
+            self._detokenizer.add_token(token)
+            text = self._detokenizer.last_segment
+        except (TypeError, LookupError):  # of mlx-lm's table of the tokens' spellings
+            self.fail("the model gave a token that its tokenizer cannot spell", ours=True)
+            return True
+        spelled = None if self.order.top is None else _spelled(token, logprobs, self.order.top)
+        piece, stopped = self._stops.feed(text, spelled)
+        if piece is not None:
+            self._sink(piece)
+        if stopped:
+            self._end("stop")
+        elif reason is not None:
+            self._finish(reason)
+        elif self._grammar is not None and self._grammar.finished:
+            self._finish("stop")
+        return self.done
+
+    def cancel(self) -> None:
+        if not self.done:
+            self._end("cancelled")
+
+    def fail(self, message: str, *, ours: bool) -> None:
+        if not self.done:
+            self._tell(Fault(message, ours))
+
+    def _finish(self, reason: str) -> None:
+        """The last of the text, then the end."""
+        self._detokenizer.finalize()
+        piece, stopped = self._stops.feed(self._detokenizer.last_segment, None)
+        for rest in (piece, None if stopped else self._stops.flush()):
+            if rest is not None:
+                self._sink(rest)
+        self._end("stop" if stopped else reason)
+
+    def _end(self, reason: str) -> None:
+        self._tell(End(reason, len(self.order.prompt), self.cached, self.tokens))
+
+    def _tell(self, last: Event) -> None:
+        self.done = True
+        self._sink(last)
+
+    def _guarded(self, processor: Processor) -> Processor:
+        def guarded(tokens: mx.array, logits: mx.array) -> mx.array:
+            try:
+                return logits if self._fault else processor(tokens, logits)
+            except Exception as error:  # whatever it is, the other rows go on
+                self._fault = error
+                return logits
+
+        return guarded
+
+
+def _spelled(token: int, logprobs: mx.array, count: int) -> Spelled:
+    values = np.array(logprobs.astype(mx.float32))
+    best = np.argpartition(-values, min(count, len(values) - 1))[:count]
+    top = sorted(((int(i), float(values[i])) for i in best), key=lambda pair: -pair[1])
+    return Spelled(token, float(values[token]), tuple(top))

@@ -1,0 +1,396 @@
+"""The engine: one thread owns the model; orders of any adapters come in, events go out.
+
+Orders wait in a queue of limited length, then are decoded together, as many as the memory for
+keys and values allows. What goes wrong in one order ends that order. What goes wrong in the
+batch ends those in flight, with an error that says so; the engine then begins anew with the next.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from secrets import randbits
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxlora.base import Base
+from mlxlora.errors import DataError, ModelError
+from mlxlora.lora.adapter import Adapter
+from mlxlora.machine import prefill_tokens
+from mlxlora.memory import limits, memory_budget
+from mlxlora.serve.adapters import Adapters, Served, all_weights
+from mlxlora.serve.answer import Answer
+from mlxlora.serve.grammar import Grammars
+from mlxlora.serve.lane import Finished, Lane
+from mlxlora.serve.orders import Busy, Order, Sink
+from mlxlora.serve.prefixes import Prefixes
+from mlxlora.serve.rows import Row, Rows, Tagged
+
+LEAST_KEYS = 256 << 20  # bytes for keys and values, however little memory there seems to be
+MOST_PREFIXES = 2 << 30  # bytes of prompts that are kept, unless told otherwise
+PREFIX_SHARE = 1 / 8  # of the memory beside the weights
+LONGEST = 1 << 17  # tokens of a context that no config limits
+IDLE_SECONDS = 3600.0  # to wait for work; the thread wakes for whatever comes
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the engine may use. None: as much as suits this machine."""
+
+    rows: int = 32  # answers decoded together
+    waiting: int = 128  # orders that may wait beside them
+    slots: int = 8  # adapters in the mixed batch
+    prefixes: int | None = None  # bytes of prompts that are kept for the next one
+    context: int | None = None  # tokens of prompt and answer together
+    prefill: int | None = None  # tokens of a prompt between two tokens of the others
+
+
+@dataclass
+class Counters:
+    """Since the start; none ever decreases."""
+
+    answers: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    refused: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    tokens: int = 0
+    restarts: int = 0
+
+
+class Ticket:
+    """An order that was taken."""
+
+    def __init__(self, engine: "Engine", answer: Answer) -> None:
+        self._engine, self._answer = engine, answer
+
+    def cancel(self) -> None:
+        """The answer is not wanted any more; from any thread, any number of times."""
+        self._engine._cancel(self._answer)
+
+
+class Engine:
+    """Start it, submit orders from any thread, stop it."""
+
+    def __init__(
+        self,
+        base: Base,
+        adapters: Mapping[str, Adapter] | None = None,
+        options: Options | None = None,
+        *,
+        force: bool = False,
+    ) -> None:
+        """Raises AdapterError for an adapter that does not fit, unless only its base differs and
+        force is True; ModelError for a model whose caches cannot be batched."""
+        self.base, self.options = base, options or Options()
+        self.counters = Counters()
+        self.grammars = Grammars(base.tokenizer)
+        self.last_fault = ""
+        self._rows = Rows()
+        self._adapters = Adapters(base, self._rows, max(self.options.slots, len(adapters or ())))
+        self._tagged = Tagged(base.model, self._rows)
+        self._lanes: dict[str, Lane] = {}  # by the adapter's content; "" the mixed one
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._waiting: deque[Answer] = deque()
+        self._running = 0
+        self._taken = 0  # waiting and running
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._healthy = True
+        self._seconds = 1.0  # that an answer takes, smoothed
+        self._began: dict[Answer, float] = {}
+        per_token = _bytes_per_token(base)
+        weights = sum(array.nbytes for _, array in tree_flatten(base.model.parameters()))
+        beside = max(memory_budget() - weights, LEAST_KEYS)
+        kept = self.options.prefixes
+        self._prefixes = Prefixes(
+            min(MOST_PREFIXES, int(PREFIX_SHARE * beside)) if kept is None else kept
+        )
+        room = max(beside - self._prefixes.limit, LEAST_KEYS)
+        self._room = room // max(1, per_token)  # tokens whose keys and values fit
+        self.context = min(_longest(base), self._room, self.options.context or LONGEST)
+        self._limits = (weights + room + self._prefixes.limit, weights)
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        for name, adapter in (adapters or {}).items():
+            all_weights([adapter])
+            self._adapters.load(name, adapter, force=force)
+
+    def __enter__(self) -> "Engine":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End what is in flight, honestly, and the thread."""
+        self._stopping = True
+        self._inbox.put(lambda: None)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    @property
+    def names(self) -> dict[str, Served]:
+        """The adapters in service."""
+        return self._adapters.named
+
+    def submit(self, order: Order, sink: Sink) -> Ticket:
+        """Take an order; sink gets its events, in the engine's thread.
+
+        max_tokens is cut to what is left of the context. Raises Busy if too many wait, Unknown
+        for an adapter that is not in service, DataError for a prompt that is empty or fills the
+        context, or a grammar that cannot be followed.
+        """
+        served = self._adapters.get(order.adapter)
+        room = self.context - len(order.prompt)
+        if not order.prompt or room < 1:
+            raise DataError(
+                f"a prompt has 1 to {self.context - 1:,} tokens, not {len(order.prompt):,}"
+            )
+        order = replace(order, max_tokens=min(order.max_tokens, room))
+        seed = order.sampling.seed
+        row = Row(served.slot, order.sampling, randbits(32) if seed is None else _folded(seed))
+        grammar = None
+        if order.grammar is not None:
+            grammar = self.grammars.compile(order.grammar, len(order.prompt))
+        answer = Answer(order, sink, served, row, self.base.tokenizer, grammar)
+        with self._lock:
+            if self._stopping:
+                raise Busy("the server is shutting down", 5)
+            if self._taken >= self.options.rows + self.options.waiting:
+                self.counters.refused += 1
+                seconds = self._seconds * self._taken / self.options.rows
+                raise Busy(
+                    f"{self._taken} requests are being answered or wait already",
+                    min(60, max(1, round(seconds))),
+                )
+            self._taken += 1
+        self._inbox.put(lambda: self._take(answer))
+        return Ticket(self, answer)
+
+    def load(self, name: str, adapter: Adapter, *, force: bool = False) -> None:
+        """Take one more adapter into service; others go on. Raises AdapterError."""
+        all_weights([adapter])
+        self._ask(lambda: self._adapters.load(name, adapter, force=force))
+
+    def unload(self, name: str) -> None:
+        """Take an adapter out of service; answers in the making are completed. Raises Unknown."""
+        self._ask(lambda: self._adapters.unload(name))
+
+    def health(self) -> dict[str, Any]:
+        """What a look from outside should see; "status" is "ok" or what is wrong."""
+        status = "ok" if self._healthy else "faulty"
+        if not self._thread.is_alive():
+            status = "stopped"
+        return {
+            "status": status,
+            "running": self._running,
+            "waiting": max(0, self._taken - self._running),
+            "restarts": self.counters.restarts,
+            "last_fault": self.last_fault or None,
+            "adapters": sorted(self.names),
+        }
+
+    def kept(self) -> tuple[int, int]:
+        """(prompts that are kept, their bytes)."""
+        return len(self._prefixes), self._prefixes.size
+
+    # In the engine's thread
+
+    def _work(self) -> None:
+        with limits(*self._limits):
+            while not self._stopping:
+                self._listen(wait=not self._taken)
+                self._admit()
+                for key, lane in list(self._lanes.items()):
+                    self._advance(key, lane)
+            self._end_all("the server is shutting down")
+            self._adapters.stage.show(None)
+
+    def _listen(self, wait: bool) -> None:
+        """Do what was asked for meanwhile."""
+        try:
+            if wait:
+                self._inbox.get(timeout=IDLE_SECONDS)()
+            while True:
+                self._inbox.get_nowait()()
+        except Empty:
+            return
+
+    def _take(self, answer: Answer) -> None:
+        answer.served.users += 1
+        self._began[answer] = time.monotonic()
+        self._waiting.append(answer)
+
+    def _cancel(self, answer: Answer) -> None:
+        answer.cancelled = True
+        self._inbox.put(lambda: self._drop(answer))
+
+    def _drop(self, answer: Answer) -> None:
+        if answer.done:
+            return
+        self.counters.cancelled += 1
+        if answer.uid is None:
+            self._waiting.remove(answer)
+            answer.cancel()
+            self._settle(answer)
+            return
+        self._running -= 1
+        lane = self._lanes[_lane(answer.served)]
+        finished = lane.remove(answer)
+        answer.cancel()
+        self._close(finished)
+
+    def _admit(self) -> None:
+        """Begin as many waiting orders as there are rows and room for their keys and values."""
+        need = max(map(_length, self._in_flight()), default=0)
+        while self._waiting and self._running < self.options.rows:
+            answer = self._waiting[0]
+            need = max(need, _length(answer))
+            if self._running and (self._running + 1) * need > self._room:
+                return
+            self._waiting.popleft()
+            self._running += 1
+            try:
+                self._begin(answer)
+            except Exception as error:  # whatever it is, it is this one's
+                self._running -= 1
+                self._fail(answer, f"it could not be begun: {type(error).__name__}: {error}")
+
+    def _begin(self, answer: Answer) -> None:
+        served = answer.served
+        caches, answer.cached = self._prefixes.find(served.key, answer.order.prompt)
+        key = _lane(served)
+        if key not in self._lanes:
+            self._lanes[key] = Lane(
+                served.form,
+                self._tagged,
+                list(self.base.tokenizer.eos_token_ids),
+                self.options.rows,
+                self.options.prefill or prefill_tokens(),
+            )
+        self._lanes[key].insert(answer, caches or make_prompt_cache(self.base.model))
+
+    def _advance(self, key: str, lane: Lane) -> None:
+        if not lane.answers:
+            if lane.form is not None:  # nobody speaks to this adapter now
+                del self._lanes[key]
+            return
+        try:
+            self._adapters.stage.show(lane.form or self._adapters.mixed)
+            for finished in lane.step():
+                self._running -= 1
+                self._close(finished)
+            self._healthy = True
+        except Exception as error:  # whatever it is, the next ones shall be answered
+            self._restart(key, lane, error)
+
+    def _close(self, finished: Finished) -> None:
+        answer, tokens, caches = finished
+        if caches and not answer.served.leaving:
+            self._prefixes.keep(answer.served.key, tokens, caches)
+        self.counters.answers += 1
+        self.counters.prompt_tokens += len(answer.order.prompt)
+        self.counters.cached_tokens += answer.cached
+        self.counters.tokens += answer.tokens
+        self._settle(answer)
+
+    def _settle(self, answer: Answer) -> None:
+        """Whatever became of it, it takes no place any more."""
+        took = time.monotonic() - self._began.pop(answer)
+        self._seconds += 0.1 * (took - self._seconds)
+        with self._lock:
+            self._taken -= 1
+        self._adapters.release(answer.served)
+
+    def _restart(self, key: str, lane: Lane, error: Exception) -> None:
+        """Fail what this lane has in flight; those that wait are answered by a new one."""
+        logging.getLogger(__name__).error("the engine failed and begins anew", exc_info=error)
+        self._healthy = False
+        self.last_fault = f"{type(error).__name__}: {error}"[:400]
+        self.counters.restarts += 1
+        del self._lanes[key]
+        self._prefixes.forget()
+        mx.clear_cache()
+        for answer in list(lane.answers.values()):
+            self._running -= 1
+            self._fail(
+                answer,
+                "the engine failed while this was being answered and has begun anew; "
+                f"ask once more ({type(error).__name__})",
+            )
+
+    def _fail(self, answer: Answer, why: str) -> None:
+        if not answer.done:
+            self.counters.failed += 1
+            answer.fail(why, ours=True)
+        self._settle(answer)
+
+    def _in_flight(self) -> list[Answer]:
+        return [answer for lane in self._lanes.values() for answer in lane.answers.values()]
+
+    def _end_all(self, why: str) -> None:
+        self._listen(wait=False)
+        for answer in [*self._in_flight(), *self._waiting]:
+            answer.fail(why, ours=True)
+        self._waiting.clear()
+        self._lanes.clear()
+
+    def _ask(self, what: Callable[[], Any]) -> Any:
+        """Have it done in the engine's thread; its answer, or its error."""
+        future: Future[Any] = Future()
+
+        def do() -> None:
+            try:
+                future.set_result(what())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._inbox.put(do)
+        return future.result()
+
+
+def _lane(served: Served) -> str:
+    return "" if served.form is None else served.key
+
+
+def _length(answer: Answer) -> int:
+    return len(answer.order.prompt) + answer.order.max_tokens
+
+
+def _folded(seed: int) -> int:
+    """Any integer as 32 bits that tell neighbours apart (Knuth's multiplicative hash)."""
+    return (seed ^ (seed >> 32)) * 2654435761 & 0xFFFFFFFF
+
+
+def _longest(base: Base) -> int:
+    """Tokens that the model was made for, by its config."""
+    config = base.config.get("text_config") or base.config
+    longest = config.get("max_position_embeddings")
+    return longest if isinstance(longest, int) and longest > 0 else LONGEST
+
+
+def _bytes_per_token(base: Base) -> int:
+    """Of keys and values; measured, since families differ. Raises ModelError if not batchable."""
+    caches = make_prompt_cache(base.model)
+    unable = next((type(c).__name__ for c in caches if not hasattr(c, "merge")), None)
+    if unable is not None:
+        raise ModelError(
+            f"{base.path}: mlx-lm cannot decode several requests of this model together "
+            f"({unable}), so it cannot be served"
+        )
+    base.model(mx.zeros((1, 1), mx.int32), cache=caches)
+    mx.eval([cache.state for cache in caches])
+    steps = max((getattr(cache, "step", 1) for cache in caches), default=1)
+    return -(-sum(cache.nbytes for cache in caches) // steps)

@@ -29,6 +29,7 @@ class Answer:
         self._stops = Stops(order.stops)
         self._grammar = grammar
         self._fault: Exception | None = None
+        self._last: Event | None = None
 
     def processors(self) -> list[Processor]:
         """What changes this row's logits. A fault in one is this answer's, not the batch's."""
@@ -73,7 +74,7 @@ class Answer:
 
     def fail(self, message: str, *, ours: bool) -> None:
         if not self.done:
-            self._tell(Fault(message, ours))
+            self._last_word(Fault(message, ours))
 
     def _finish(self, reason: str) -> None:
         """The last of the text, then the end."""
@@ -85,11 +86,17 @@ class Answer:
         self._end("stop" if stopped else reason)
 
     def _end(self, reason: str) -> None:
-        self._tell(End(reason, len(self.order.prompt), self.cached, self.tokens))
+        self._last_word(End(reason, len(self.order.prompt), self.cached, self.tokens))
 
-    def _tell(self, last: Event) -> None:
+    def _last_word(self, last: Event) -> None:
         self.done = True
-        self._sink(last)
+        self._last = last
+
+    def tell_last(self) -> None:
+        """Tell that it is done; after everything that counts answers knows it too."""
+        if self._last is not None:
+            self._sink(self._last)
+            self._last = None
 
     def _guarded(self, processor: Processor) -> Processor:
         def guarded(tokens: mx.array, logits: mx.array) -> mx.array:

@@ -298,13 +298,13 @@ class Engine:
 
     def _close(self, finished: Finished) -> None:
         answer, tokens, caches = finished
-        if caches and not answer.served.leaving:
-            self._prefixes.keep(answer.served.key, tokens, caches)
         self.counters.answers += 1
         self.counters.prompt_tokens += len(answer.order.prompt)
         self.counters.cached_tokens += answer.cached
         self.counters.tokens += answer.tokens
         self._settle(answer)
+        if caches and not answer.served.leaving:
+            self._prefixes.keep(answer.served.key, tokens, caches)
 
     def _settle(self, answer: Answer) -> None:
         """Whatever became of it, it takes no place any more."""
@@ -313,6 +313,7 @@ class Engine:
         with self._lock:
             self._taken -= 1
         self._adapters.release(answer.served)
+        answer.tell_last()
 
     def _restart(self, key: str, lane: Lane, error: Exception) -> None:
         """Fail what this lane has in flight; those that wait are answered by a new one."""
@@ -344,6 +345,7 @@ class Engine:
         self._listen(wait=False)
         for answer in [*self._in_flight(), *self._waiting]:
             answer.fail(why, ours=True)
+            answer.tell_last()
         self._waiting.clear()
         self._lanes.clear()
 

@@ -11,7 +11,7 @@ export class Failure extends Error {
 }
 
 const GONE = "The server does not answer. Is it still running?";
-const CUT = "The connection was lost before the answer was complete.";
+const CUT = "The connection was lost before it was complete.";
 
 export class Server {
   constructor() {
@@ -86,7 +86,7 @@ function piece(data) {
   try {
     chunk = JSON.parse(data);
   } catch {
-    throw new Failure("cut", "The server sent something that is not an answer.");
+    throw new Failure("cut", "The server sent something that cannot be read.");
   }
   if (chunk?.error) {
     throw new Failure("cut", String(chunk.error.message ?? "The server could not go on."));

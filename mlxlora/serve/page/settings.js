@@ -20,7 +20,7 @@ const FIELDS = [
   },
   {
     name: "max_tokens",
-    label: "Most tokens",
+    label: "Max tokens",
     hint: "Where an answer is ended at the latest.",
     limits: { min: 1, max: 1_000_000, step: 1 },
   },

@@ -306,10 +306,7 @@ def test_a_model_that_cannot_chat_continues_plain_text(visitor, script):
     assert script.asked[1]["prompt"] == "Once upon *a* time, there"
     expect(visitor.answers.first).to_contain_text("upon *a* time")
     assert visitor.saved("Export JSONL") == [
-        {"text": "Once upon *a* time, therescribe heard: Once upon *a* time, there".replace(
-            "Once upon *a* time, therescribe heard: Once upon *a* time, there",
-            "Once upon *a* time, there" + "scribe heard: Onceupon*a*time,there",
-        )}
+        {"text": "Once upon *a* time, there" + "scribe heard: Onceupon*a*time,there"}
     ]
 
 
@@ -367,11 +364,12 @@ def test_every_control_has_a_name_and_every_focus_is_seen(visitor):
         seen = visitor.page.evaluate(
             """() => {
               const one = document.activeElement;
+              if (one === document.body) return true; // past the last
               const styles = [one, one.parentElement].map((each) => getComputedStyle(each));
               return styles.some((s) => s.outlineStyle !== "none" || s.boxShadow !== "none");
             }"""
         )
-        assert seen, visitor.page.evaluate("document.activeElement.outerHTML")
+        assert seen, visitor.page.evaluate("document.activeElement.id")
 
 
 # What is kept
@@ -688,7 +686,7 @@ HOSTILE = {
     "brackets": "[" * 50_000 + "](" * 50_000,
     "pairs": "[a](b " * 10_000 + '"' + "](c(" * 10_000,
     "ticks": "".join("`" * n + " " for n in range(1, 400)),
-    "fences": "```\n" * 20_001,
+    "fences": "```\n" * 4_001,
     "bars": "|" * 60_000 + "\n" + "|-" * 1_900,
     "hashes": "# " + " " * 90_000 + "#" * 1000 + "x",
     "dashes": "- - - " * 20_000 + "x",
@@ -787,7 +785,7 @@ GROW = """async ([text, sizes]) => {
   new Prose(whole).show(text);
   growing.normalize();
   whole.normalize();
-  return [growing.innerHTML, whole.innerHTML];
+  return growing.isEqualNode(whole);
 }"""
 PARTS = [
     *("# Head\n", "para *a* **b**\n", "\n", "\n\n", "- one\n", "  - two\n", "1. x\n", "2. y\n"),
@@ -803,8 +801,7 @@ def test_text_that_grew_is_drawn_as_text_that_came_whole(visitor):
     for _ in range(150):
         text = "".join(chance.choice(PARTS) for _ in range(chance.randint(1, 30)))
         sizes = [chance.randint(1, 9) for _ in range(len(text) // 4)]
-        growing, whole = visitor.page.evaluate(GROW, [text, sizes])
-        assert growing == whole, text
+        assert visitor.page.evaluate(GROW, [text, sizes]), text
 
 
 MARKDOWN = {
@@ -923,7 +920,8 @@ def test_nothing_is_wider_than_the_window(visitor, script, width):
         assert overflow == []
         inside = visitor.field.bounding_box()
         assert inside["x"] >= 0 and inside["x"] + inside["width"] <= width
-        visitor.page.evaluate("history.back()")
+        visitor.page.evaluate("document.querySelectorAll('#conversations .title')[1].click()")
+        expect(visitor.answers).to_have_count(2)
 
 
 @pytest.mark.slow
@@ -935,12 +933,12 @@ def test_the_view_follows_the_answer_unless_one_reads_elsewhere(visitor, script)
     thread = visitor.page.locator("#thread")
     distance = "one => one.scrollHeight - one.scrollTop - one.clientHeight"
     lines = visitor.answers.locator("p")
-    expect(lines).to_have_count(61)  # the failure's too, which is empty
+    expect(lines).to_have_count(60)
     assert thread.evaluate(distance) < 2
     thread.evaluate("one => { one.scrollTop = 100; }")
     expect(visitor.button("To the end")).to_be_visible()
     gates[0].open()
-    expect(lines).to_have_count(121)
+    expect(lines).to_have_count(120)
     assert thread.evaluate("one => one.scrollTop") == 100
     visitor.button("To the end").click()
     gates[1].open()

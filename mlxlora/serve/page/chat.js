@@ -173,8 +173,13 @@ export class Chat {
     this.changed();
   }
 
-  keepAll() {
-    for (const { conversation } of this.running.values()) this.store.save(conversation);
+  /** The page is left: what has come so far is kept. */
+  leave() {
+    for (const one of this.running.values()) {
+      one.stop();
+      one.answer.finish = "stopped";
+      this.store.save(one.conversation);
+    }
   }
 
   get distance() {

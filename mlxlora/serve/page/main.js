@@ -282,7 +282,7 @@ addEventListener("keydown", (event) => {
 addEventListener("storage", (event) => {
   if (store.changed(event.key)) showList();
 });
-addEventListener("pagehide", () => chat.keepAll());
+addEventListener("pagehide", () => chat.leave());
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && models.length) load(); // adapters may have been loaded meanwhile
 });

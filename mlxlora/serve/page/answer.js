@@ -145,7 +145,7 @@ function told({ kind, message, seconds }) {
       ` The server says: ${message}`,
     ];
   }
-  return [kind === "cut" ? `The answer broke off. ${message}` : message];
+  return [kind === "cut" ? `The answer broke off: ${message}` : message];
 }
 
 function facts({ usage, seconds, finish, failure, content }) {

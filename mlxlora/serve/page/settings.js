@@ -56,9 +56,9 @@ export class Settings {
     return !this.system.trim() && !Object.keys(this.sampling).length;
   }
 
-  /** Show them; length: how many tokens the model reads, if that is known. */
+  /** Show them; length: how many tokens the model reads, Infinity if nobody knows. */
   open(length) {
-    this.length.textContent = length
+    this.length.textContent = Number.isFinite(length)
       ? `The model reads ${length.toLocaleString("en")} tokens in all, its answer included.`
       : "";
     this.fill();

@@ -5,6 +5,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxlora.errors import MlxLoraError
 from mlxlora.serve.adapters import Served
 from mlxlora.serve.orders import End, Event, Fault, Order, Sink, Spelled
 from mlxlora.serve.rows import Row
@@ -44,7 +45,9 @@ class Answer:
         reason: "stop" if this token only ends the answer, "length" if it is the last.
         """
         if self._fault is not None:
-            self.fail(f"{type(self._fault).__name__}: {self._fault}", ours=True)
+            theirs = isinstance(self._fault, MlxLoraError)  # of the input, by definition
+            kind = "" if theirs else f"{type(self._fault).__name__}: "
+            self.fail(f"{kind}{self._fault}", ours=not theirs)
             return True
         self.tokens += 1
         if reason == "stop":

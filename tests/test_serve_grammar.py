@@ -70,7 +70,7 @@ def test_usual_spaces_are_admitted_and_endless_ones_are_not(dense, text):
     ],
 )
 def test_a_schema_that_cannot_be_followed_is_refused_with_its_reason(dense, schema):
-    with pytest.raises(DataError, match="cannot be followed: ."):
+    with pytest.raises(DataError, match=r"cannot be followed: \w"):
         Grammars(dense.tokenizer).compile(json_grammar(schema), 0)
 
 

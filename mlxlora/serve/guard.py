@@ -8,13 +8,13 @@ is JSON, which no plain form of another page can. Bodies are limited in size and
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from secrets import compare_digest
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
@@ -24,6 +24,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 OPEN = ("/", "/health")  # without the key: they tell and do nothing worth guarding
 OPEN_UNDER = "/page/"
 HEADERS = {
@@ -115,9 +116,10 @@ class Guard:
         return None
 
     def _own_host(self, host: str) -> bool:
-        name = urlsplit(f"//{host}").hostname if "@" not in host else None
-        if not name:
+        match = HOST.fullmatch(host)
+        if match is None:
             return False
+        name = match[1].strip("[]").lower()
         try:
             ipaddress.ip_address(name)
         except ValueError:

@@ -8,7 +8,6 @@ import pytest
 from serving import Told, adapter_for, ask
 
 from mlxlora.errors import AdapterError, DataError, ModelError
-from mlxlora.generate import Sampling as Plain
 from mlxlora.generate import stream
 from mlxlora.lora.attach import attach, detach
 from mlxlora.serve import engine as engine_module
@@ -23,7 +22,7 @@ def expected(base, adapter, prompt, count=16):
     """mlx-lm's own greedy answer with this adapter attached alone."""
     if adapter is not None:
         attach(base.model, adapter)
-    tokens = [r.token for r in stream(base.model, base.tokenizer, prompt, Plain(count))]
+    tokens = [r.token for r in stream(base.model, base.tokenizer, prompt, count)]
     detach(base.model)
     return tokens
 

@@ -204,9 +204,8 @@ def test_a_token_that_the_tokenizer_cannot_spell_is_named(broken):
     vocabulary = tokenizer["model"]["vocab"]
     tokenizer["model"]["vocab"] = {k: v for k, v in vocabulary.items() if v != answer.token}
     (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ModelError, match="cannot spell"):
-        with Engine(load(broken)) as engine:
-            list(Conversation(engine, max_tokens=1, raw=True).say("hi"))
+    with pytest.raises(ModelError, match="cannot spell"), Engine(load(broken)) as engine:
+        list(Conversation(engine, max_tokens=1, raw=True).say("hi"))
 
 
 # --- code -------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ class ChatRequest(Request):
     tools: list[Tool] = Field(default_factory=list, max_length=MOST_TOOLS)
     top_logprobs: int | None = Field(None, ge=0, le=20)
     verbosity: Literal["medium"] | None = None
-    # Without effect: nothing is stored, nobody is billed, prompts are kept for the next in any case.
+    # Without effect: nothing is stored, nobody is billed, prompts are kept anyway.
     metadata: Plain | None = None
     prediction: Plain | None = None
     prompt_cache_key: str | None = None

@@ -3,6 +3,7 @@
 from typing import Any
 
 from mlxlora.errors import MlxLoraError
+from mlxlora.serve.orders import Fault
 
 INVALID = "invalid_request_error"
 
@@ -37,3 +38,10 @@ def error_body(error: WireError) -> dict[str, Any]:
             "code": error.code,
         }
     }
+
+
+def of_fault(fault: Fault) -> WireError:
+    """What the engine could not complete; only what is wrong with the request is a 400."""
+    if not fault.ours:
+        return WireError(400, fault.message)
+    return WireError(503, fault.message, "server_error", code="engine_fault")

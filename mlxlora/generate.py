@@ -4,7 +4,7 @@ mlx-lm does the decoding. Prompts are rendered by the same template as training 
 what was trained is what is asked.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.nn as nn
@@ -17,12 +17,24 @@ from mlxlora.errors import DataError, ModelError
 BATCH = 32  # prompts decoded together
 
 
-def chat_tokens(tokenizer: Any, messages: Sequence[Message], tools: Any = None) -> list[int]:
-    """Token ids of a conversation with an assistant turn opened."""
+def chat_tokens(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Any = None,
+    words: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of a conversation with an assistant turn opened.
+
+    words: variables of the template, by name (enable_thinking, for one).
+    """
     try:
         tokens = list(
             tokenizer.apply_chat_template(
-                list(messages), tools=tools, add_generation_prompt=True, tokenize=True
+                list(messages),
+                tools=tools,
+                add_generation_prompt=True,
+                tokenize=True,
+                **(words or {}),
             )
         )
     except Exception as error:  # templates raise through jinja whatever they like

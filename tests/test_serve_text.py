@@ -1,4 +1,4 @@
-"""Stop strings against str.find on the whole text, however it is cut."""
+"""Stop strings on decoded text, against str.find on all of it."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,68 +6,60 @@ from hypothesis import strategies as st
 from mlxlora.serve.orders import Piece, Spelled
 from mlxlora.serve.text import Stops
 
-ALPHABET = "ab\n"
-PIECES = st.lists(st.text(ALPHABET, max_size=4), max_size=12)
-STOPS = st.lists(st.text(ALPHABET, min_size=1, max_size=5), max_size=4)
+LETTERS = st.sampled_from("ab€")
+PIECES = st.lists(st.text(LETTERS, max_size=4), max_size=20)
+STOPS = st.lists(st.text(LETTERS, min_size=1, max_size=6), max_size=4)
 
 
-def run(stops, pieces, told=False):
-    """(text, tokens told, whether a stop was met)."""
-    machine, found = Stops(stops), []
-    for number, text in enumerate(pieces):
-        piece, stopped = machine.feed(text, Spelled(number, 0.0) if told else None)
-        found.append(piece)
+def said(stops, pieces, told=False):
+    """(text, tokens, whether stopped, whether each piece was final when it went out)."""
+    machine, text, tokens = Stops(stops), "", []
+    for number, piece in enumerate(pieces):
+        out, stopped = machine.feed(piece, Spelled(number, -1.0) if told else None)
+        if out is not None:
+            text, tokens = text + out.text, [*tokens, *(one.token for one in out.tokens)]
         if stopped:
-            break
+            return text, tokens, True
+    out = machine.flush() or Piece("")
+    return text + out.text, [*tokens, *(one.token for one in out.tokens)], False
+
+
+@given(STOPS, PIECES)
+def test_text_ends_where_the_first_complete_stop_begins(stops, pieces):
+    whole = "".join(pieces)
+    ends = [(whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole]
+    text, _, stopped = said(stops, pieces)
+    assert stopped == bool(ends)
+    assert text == (whole[: min(ends)[1]] if ends else whole)
+
+
+@given(STOPS, PIECES)
+def test_tokens_go_out_with_their_text_and_none_begins_after_the_cut(stops, pieces):
+    text, tokens, stopped = said(stops, pieces, told=True)
+    begins = [len("".join(pieces[:number])) for number in range(len(pieces))]
+    if stopped:
+        assert tokens == [n for n in range(len(pieces)) if n in tokens]
+        assert all(begins[n] < len(text) for n in tokens if pieces[n])
+        assert all(n in tokens for n in range(len(pieces)) if pieces[n] and begins[n] < len(text))
     else:
-        stopped = False
-        found.append(machine.flush())
-    kept = [piece for piece in found if piece is not None]
-    tokens = [spelled.token for piece in kept for spelled in piece.tokens]
-    return "".join(piece.text for piece in kept), tokens, stopped
-
-
-def cut(stops, text):
-    """By definition: at the stop that is complete first, of several the longest."""
-    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
-    return (text[: min(ends)[1]], True) if ends else (text, False)
+        assert tokens == list(range(len(pieces)))
 
 
 @given(STOPS, PIECES)
-def test_however_the_text_is_cut_the_answer_is_the_same(stops, pieces):
-    text, _, stopped = run(stops, pieces)
-    assert (text, stopped) == cut(stops, "".join(pieces))
-
-
-@given(STOPS, PIECES)
-def test_tokens_go_out_with_their_text(stops, pieces):
-    text, tokens, stopped = run(stops, pieces, told=True)
-    assert tokens == list(range(len(tokens)))
-    if not stopped:
-        assert len(tokens) == len(pieces)
-    assert "".join(pieces[: len(tokens)]).startswith(text)
-    begins = [len("".join(pieces[:token])) for token in tokens if pieces[token]]
-    assert all(begin < len(text) for begin in begins)
-
-
-@given(STOPS, PIECES)
-def test_nothing_goes_out_that_a_stop_may_still_take_back(stops, pieces):
-    machine, out, seen = Stops(stops), "", ""
-    for text in pieces:
-        seen += text
-        piece, stopped = machine.feed(text, None)
-        out += piece.text if piece else ""
+def test_nothing_goes_out_that_a_stop_may_begin_with(stops, pieces):
+    machine, out = Stops(stops), ""
+    for piece in pieces:
+        more, stopped = machine.feed(piece, None)
         if stopped:
             return
-        for end in stops:
-            for n in range(1, len(end)):
-                if seen.endswith(end[:n]):
-                    assert len(out) <= len(seen) - n
+        out += more.text if more else ""
+        whole = "".join(pieces)[: len(out)]
+        assert out == whole
+    held = "".join(pieces)[len(out) :]
+    assert all(not stop.startswith(held) or len(held) < len(stop) for stop in stops if held)
+    assert not held or any(stop.startswith(held) for stop in stops)
 
 
-def test_text_without_stops_goes_straight_through():
-    machine = Stops(())
-    assert machine.feed("abc", None) == (Piece("abc"), False)
-    assert machine.feed("", None) == (None, False)
-    assert machine.feed("", Spelled(1, -0.5)) == (Piece("", (Spelled(1, -0.5),)), False)
-    assert machine.flush() is None
+def test_a_stop_across_many_pieces_is_cut_off():
+    assert said(["</answer>"], list("ab</answer>cd")) == ("ab", [], True)
+    assert said(["</answer>"], list("ab</answer")) == ("ab</answer", [], False)

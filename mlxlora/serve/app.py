@@ -28,7 +28,14 @@ from starlette.staticfiles import StaticFiles
 from mlxlora.errors import AdapterError, DataError, MlxLoraError
 from mlxlora.serve import chat_answers, prompts, text_answers
 from mlxlora.serve.abilities import capabilities
-from mlxlora.serve.answering import QUIET_SECONDS, EventStream, Failed, Gone, Running, while_connected
+from mlxlora.serve.answering import (
+    QUIET_SECONDS,
+    EventStream,
+    Failed,
+    Gone,
+    Running,
+    while_connected,
+)
 from mlxlora.serve.answers import Head, head, usage
 from mlxlora.serve.engine import Engine
 from mlxlora.serve.guard import KINDS, Guard, Rules
@@ -60,6 +67,15 @@ class LoadAdapter(Strict):
 
 class UnloadAdapter(Strict):
     lora_name: str = Field(min_length=1)
+
+
+class _Files(StaticFiles):
+    """The page's files, asked for anew whenever they have changed."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers["cache-control"] = "no-cache"
+        return response
 
 
 class Choice(Protocol):
@@ -127,7 +143,7 @@ def application(service: Service, rules: Rules) -> Guard:
     """The ASGI application, guarded."""
     routes = [
         Route("/", _page),
-        Mount("/page", StaticFiles(directory=PAGE)),
+        Mount("/page", _Files(directory=PAGE)),
         Route("/health", _health),
         Route("/metrics", _metrics),
         Route("/v1/models", _models),

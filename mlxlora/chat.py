@@ -107,11 +107,13 @@ class Conversation:
 
     def _order(self, text: str, name: str | None) -> Order:
         tokenizer = self.engine.base.tokenizer
-        if self.continues(name):
+        continues = self.continues(name)
+        if continues:
             tokens = prompt_tokens(tokenizer, text, raw=True)
         else:
             tokens = chat_tokens(tokenizer, [*self._messages(), {"role": "user", "content": text}])
-        return Order(tuple(tokens), name, self.max_tokens, self.sampling)
+        order = Order(tuple(tokens), name, self.max_tokens, self.sampling)
+        return dataclasses.replace(order, continues=continues)
 
     def _messages(self) -> list[Message]:
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []

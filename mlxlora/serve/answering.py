@@ -1,7 +1,7 @@
 """Orders as asyncio sees them: events awaited, and cancelled with whoever no longer waits."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -50,7 +50,9 @@ class Running:
         for ticket in self._tickets:
             ticket.cancel()
 
-    async def events(self, quiet_seconds: float | None = None) -> AsyncIterator[list[Numbered]]:
+    async def events(
+        self, quiet_seconds: float | None = None
+    ) -> AsyncGenerator[list[Numbered], None]:
         """What has come in, whenever something has; nothing after quiet_seconds of silence.
 
         Ends when every order has its End. Raises Failed at the first Fault.

@@ -264,7 +264,8 @@ async def _chunks(
     chunk = partial(answer.chunk, answer.head)
     try:
         first = [choice.first() for choice in answer.choices]
-        yield [chunk([one]) for one in first if one is not None]
+        if any(first):
+            yield [chunk([one]) for one in first if one is not None]
         async with aclosing(running.events(QUIET_SECONDS)) as coming:
             async for events in coming:
                 new = [one for number, event in events for one in told.take(number, event)]

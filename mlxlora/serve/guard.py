@@ -11,18 +11,12 @@ import ipaddress
 import re
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from secrets import compare_digest
-from typing import Any
 
 import orjson
-
-Scope = dict[str, Any]
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 OPEN = ("/", "/health")  # without the key: they tell and do nothing worth guarding
@@ -52,7 +46,7 @@ class Rules:
 class Guard:
     """ASGI middleware. responses counts the status codes of what was answered."""
 
-    app: Application
+    app: ASGIApp
     rules: Rules
     responses: Counter[int] = field(default_factory=Counter)
 

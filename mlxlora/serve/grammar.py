@@ -25,7 +25,7 @@ SPACES: Any = {"whitespace_flexible": True, "whitespace_pattern": r"( |\n {0,24}
 
 # For building and for each step; a schema that needs more is refused before it is answered to.
 LIMITS = LLParserLimits(
-    initial_lexer_fuel=50_000,
+    initial_lexer_fuel=200_000,
     step_lexer_fuel=50_000,
     max_lexer_states=20_000,
     max_grammar_size=100_000,

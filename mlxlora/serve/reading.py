@@ -28,7 +28,7 @@ def read_object(body: bytes | bytearray) -> dict[str, Any]:
         raise bad_field(None, "the body must be a JSON object")
     path = half_pair(value)
     if path is not None:
-        raise bad_field(path, "it holds half a surrogate pair, which is no text")
+        raise bad_field(path or None, "it holds half a surrogate pair, which is no text")
     return value
 
 

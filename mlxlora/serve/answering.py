@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -74,7 +75,8 @@ class Running:
 
     def _tell(self, number: int, event: Event) -> None:
         """In the engine's thread."""
-        self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
 
 
 async def while_connected(receive: Receive, work: Awaitable[T]) -> T:

@@ -253,7 +253,7 @@ async def _whole(service: Service, running: Running, answer: _Answer) -> Respons
                     told.take(number, event)
     finally:
         running.cancel()
-    told.report()
+        told.report()
     return _json(answer.whole(answer.head, answer.choices, told.usage))
 
 
@@ -273,9 +273,9 @@ async def _chunks(
                     yield [chunk([one]) for one in new]
         if tell_usage:
             yield [chunk([], told.usage)]
-        told.report()
     finally:
         running.cancel()
+        told.report()
 
 
 class _Told:
@@ -301,6 +301,9 @@ class _Told:
 
     def report(self) -> None:
         """A line for whoever runs the server."""
+        if len(self._ends) < len(self._answer.choices):
+            self._service.say(f"{self._answer.head.model}  not completed")
+            return
         total, seconds = self.usage, time.monotonic() - self._began
         cached = total["prompt_tokens_details"]["cached_tokens"]
         known = f" ({cached:,} kept)" if cached else ""

@@ -198,3 +198,12 @@ def test_tools_that_cannot_be_told_or_heard_are_refused(tmp_path, served):
     both = {"tools": [TOOL], "response_format": {"type": "json_object"}}
     assert refused(served, **both) == "response_format"
     assert asked(served, **both, tool_choice="none").orders[0].grammar is not None
+
+
+def test_a_text_far_beyond_the_context_is_refused_before_it_is_cut_into_tokens(served, monkeypatch):
+    monkeypatch.setattr(type(served.tokenizer), "apply_chat_template", None)
+    long = "a" * (64 * served.context + 1)
+    with pytest.raises(WireError) as error:
+        asked(served, messages=[{"role": "user", "content": long}])
+    assert error.value.code == "context_length_exceeded"
+    assert refused(served, continued, prompt=long) == "prompt"

@@ -1,10 +1,13 @@
 """One answer in the making: tokens to text, stops, log-probabilities, and who is told."""
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, SPMStreamingDetokenizer
 
+from mlxlora.errors import MlxLoraError
 from mlxlora.serve.adapters import Served
 from mlxlora.serve.orders import End, Event, Fault, Order, Sink, Spelled
 from mlxlora.serve.rows import Row
@@ -25,7 +28,7 @@ class Answer:
         self.cancelled = False
         self.done = False
         self._sink = sink
-        self._detokenizer = tokenizer.detokenizer
+        self._detokenizer = _detokenizer(tokenizer, order.continues)
         self._stops = Stops(order.stops)
         self._grammar = grammar
         self._fault: Exception | None = None
@@ -44,17 +47,16 @@ class Answer:
         reason: "stop" if this token only ends the answer, "length" if it is the last.
         """
         if self._fault is not None:
-            self.fail(f"{type(self._fault).__name__}: {self._fault}", ours=True)
+            theirs = isinstance(self._fault, MlxLoraError)  # of the input, by definition
+            kind = "" if theirs else f"{type(self._fault).__name__}: "
+            self.fail(f"{kind}{self._fault}", ours=not theirs)
             return True
         self.tokens += 1
         if reason == "stop":
             self._finish("stop")
             return True
-        try:
-            self._detokenizer.add_token(token)
-            text = self._detokenizer.last_segment
-        except (TypeError, LookupError):  # of mlx-lm's table of the tokens' spellings
-            self.fail("the model gave a token that its tokenizer cannot spell", ours=True)
+        text = self._text(lambda: self._detokenizer.add_token(token))
+        if text is None:
             return True
         spelled = None if self.order.top is None else _spelled(token, logprobs, self.order.top)
         piece, stopped = self._stops.feed(text, spelled)
@@ -76,10 +78,21 @@ class Answer:
         if not self.done:
             self._last_word(Fault(message, ours))
 
+    def _text(self, step: Callable[[], None]) -> str | None:
+        """The text that a step of the detokenizer makes certain; None if it fails."""
+        try:
+            step()
+            return str(self._detokenizer.last_segment)
+        except (TypeError, LookupError):  # of mlx-lm's table of the tokens' spellings
+            self.fail("the model gave a token that its tokenizer cannot spell", ours=True)
+            return None
+
     def _finish(self, reason: str) -> None:
         """The last of the text, then the end."""
-        self._detokenizer.finalize()
-        piece, stopped = self._stops.feed(self._detokenizer.last_segment, None)
+        text = self._text(self._detokenizer.finalize)
+        if text is None:
+            return
+        piece, stopped = self._stops.feed(text, None)
         for rest in (piece, None if stopped else self._stops.flush()):
             if rest is not None:
                 self._sink(rest)
@@ -107,6 +120,14 @@ class Answer:
                 return logits
 
         return guarded
+
+
+def _detokenizer(tokenizer: Any, continues: bool) -> Any:
+    """mlx-lm's; it drops the space that a text begins with unless there was text before."""
+    found = tokenizer.detokenizer
+    if continues and isinstance(found, BPEStreamingDetokenizer | SPMStreamingDetokenizer):
+        found.text, found.offset = " ", 1
+    return found
 
 
 def _spelled(token: int, logprobs: mx.array, count: int) -> Spelled:

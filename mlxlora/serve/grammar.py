@@ -159,13 +159,17 @@ class Grammar:
         return bool(self._matcher.is_stopped())
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        """tokens (T,), the prompt's first; returns logits (1, V), -inf for what is not admitted."""
+        """tokens (T,), the prompt's first; returns logits (1, V), -inf for what is not admitted.
+
+        Raises DataError where the grammar turns out to be too complex.
+        """
         new: list[int] = tokens[self._read :].tolist()  # type: ignore[assignment]
         self._read += len(new)
         if self.finished:
             return logits
         if (new and not self._matcher.consume_tokens(new)) or self._matcher.is_error():
-            raise ValueError(f"the grammar broke off: {_first_line(self._matcher.get_error())}")
+            reason = _first_line(self._matcher.get_error())
+            raise DataError(f"the answer's grammar cannot be followed further: {reason}")
         width = logits.shape[-1]
         mask = allocate_token_bitmask(1, width)
         fill_next_token_bitmask(self._matcher, mask)

@@ -126,6 +126,7 @@ def completion(request: CompletionRequest, model: Model, adapter: str | None = N
             _sampling(request, model),
             tuple(request.stop),
             request.logprobs,
+            continues=True,
         )
         orders += _choices(order, request.n)
         text = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)

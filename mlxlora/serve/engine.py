@@ -220,13 +220,16 @@ class Engine:
 
     def _listen(self, wait: bool) -> None:
         """Do what was asked for meanwhile."""
-        try:
-            if wait:
-                self._inbox.get(timeout=IDLE_SECONDS)()
-            while True:
-                self._inbox.get_nowait()()
-        except Empty:
-            return
+        while True:
+            try:
+                asked = self._inbox.get(wait, IDLE_SECONDS) if wait else self._inbox.get_nowait()
+            except Empty:
+                return
+            wait = False
+            try:
+                asked()
+            except Exception as error:  # a fault of ours, but the thread must live
+                logging.getLogger(__name__).error("the engine stumbled", exc_info=error)
 
     def _take(self, answer: Answer) -> None:
         answer.served.users += 1

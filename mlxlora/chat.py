@@ -1,143 +1,135 @@
-"""One conversation with a model: the whole history is rendered anew for every turn, and the
-longest prefix that the key-value cache already holds is reused.
+"""One conversation with a model and its adapters, on the engine that also serves.
 
-Rendering the whole history keeps the prompt what the template says (system prompt once,
-thinking of earlier turns dropped); the cache makes it cheap all the same.
+Rendering the whole history for every turn keeps the prompt what the template says (system
+prompt once, thinking of earlier turns dropped); what the engine has kept of it makes it cheap
+all the same.
 """
 
-import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
-
-from mlxlora.base import Base
 from mlxlora.data.formats import Message
-from mlxlora.errors import AdapterError
-from mlxlora.generate import Sampling, chat_tokens, prompt_tokens, stream
+from mlxlora.errors import DataError
+from mlxlora.files import atomic_file
+from mlxlora.generate import chat_tokens, prompt_tokens
 from mlxlora.lora.adapter import Adapter
-from mlxlora.lora.attach import attach, switch
+from mlxlora.readers import read_json
+from mlxlora.serve.engine import Engine
+from mlxlora.serve.orders import End, Order, Sampling
+from mlxlora.serve.waiting import answers
 
 
+@dataclasses.dataclass
 class Conversation:
-    """Holds the history, the adapters by name and the cache. say() streams an answer.
+    """Holds the history and the name of the adapter in use (None: the bare base).
 
-    The first adapter is in use. raw=True continues plain text instead of filling a chat
-    template; None decides by what the adapter in use was trained on, and by whether there is a
-    template at all.
+    raw=True continues plain text instead of filling a chat template; None decides by what the
+    adapter in use was trained on, and by whether there is a template at all.
     """
 
-    def __init__(
-        self,
-        base: Base,
-        adapters: Mapping[str, Adapter],
-        sampling: Sampling,
-        raw: bool | None = None,
-        *,
-        force: bool = False,
-    ) -> None:
-        self.base = base
-        self.sampling = sampling
-        self.system = ""
-        self.history: list[Message] = []
-        self.reused = 0  # tokens of the last prompt that the cache already held
-        self._raw = raw
-        self._cache: list[Any] = []
-        self._cached: list[int] = []
-        self.adapters: dict[str, Adapter] = {}
-        self.name: str | None = None  # of the adapter in use
-        self._attach(dict(adapters), force)
-        self.use(next(iter(adapters), None))
+    engine: Engine
+    name: str | None = None
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    max_tokens: int = 512
+    raw: bool | None = None
+    system: str = ""
+    history: list[Message] = dataclasses.field(default_factory=list)
+    reused: int = 0  # tokens of the last prompt that were computed before
 
-    @property
-    def raw(self) -> bool:
-        if self._raw is not None:
-            return self._raw
-        if not self.base.tokenizer.has_chat_template:
+    def continues(self, name: str | None) -> bool:
+        """Whether this one continues plain text."""
+        if self.raw is not None:
+            return self.raw
+        if not self.engine.base.tokenizer.has_chat_template:
             return True
-        return self.adapter is not None and self.adapter.format == "text"
-
-    @property
-    def adapter(self) -> Adapter | None:
-        """The adapter in use."""
-        return None if self.name is None else self.adapters[self.name]
+        return name is not None and self.engine.names[name].format == "text"
 
     def use(self, name: str | None) -> None:
         """Switch to another adapter that is here, or to the bare base. The history stays."""
-        switch(self.base, name)
+        if name is not None and name not in self.engine.names:
+            known = ", ".join(self.engine.names) or "none"
+            raise DataError(f"there is no adapter {name!r} here; there are: {known}")
         self.name = name
-        self._forget()  # keys and values depend on the adapter
 
     def add(self, name: str, adapter: Adapter, *, force: bool = False) -> None:
-        """Attach one more adapter and use it.
+        """Take one more adapter into service and use it.
 
         Raises AdapterError for one that does not fit; then the one in use stays.
         """
-        self._attach({**self.adapters, name: adapter}, force)
-        self.use(name)
-
-    def _attach(self, adapters: dict[str, Adapter], force: bool) -> None:
-        try:
-            attach(self.base, adapters, force=force)
-        except AdapterError:
-            attach(self.base.model, self.adapters)
-            switch(self.base, self.name)
-            raise
-        self.adapters = adapters
+        self.engine.load(name, adapter, force=force)
+        self.name = name
 
     def reset(self) -> None:
         self.history.clear()
 
     def say(self, text: str) -> Iterator[str]:
         """Answer, piece by piece; what was said so far joins the history even if cut off."""
-        answer = ""
-        tokens = self._prompt(text)
+        for _, piece in self.compare(text, [self.name]):
+            yield piece
+
+    def compare(self, text: str, names: Sequence[str | None]) -> Iterator[tuple[int, str]]:
+        """The same turn by several, decoded together: (which of the names, piece), as they come.
+
+        The answer of the first joins the history.
+        """
+        heard = ""
+        orders = [self._order(text, name) for name in names]
         try:
-            for response in self._generate(tokens):
-                answer += response.text
-                yield response.text
+            for number, event in answers(self.engine, orders):
+                if isinstance(event, End):
+                    self.reused = event.cached_tokens
+                elif event.text:
+                    heard += event.text if number == 0 else ""
+                    yield number, event.text
         finally:
-            if not self.raw:
-                self.history += [
-                    {"role": "user", "content": text},
-                    {"role": "assistant", "content": answer},
-                ]
+            self._remember(text, heard, names[0])
 
-    def _prompt(self, text: str) -> list[int]:
-        if self.raw:
-            return prompt_tokens(self.base.tokenizer, text, raw=True)
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        asked = {"role": "user", "content": text}
-        return chat_tokens(self.base.tokenizer, [*system, *self.history, asked])
+    def save(self, path: Path) -> int:
+        """Write the conversation as a row to train on; returns how many messages it has."""
+        messages = self._messages()
+        if not messages:
+            raise DataError("nothing has been said yet, so there is nothing to save")
+        with atomic_file(path) as file:
+            file.write((json.dumps({"messages": messages}, ensure_ascii=False) + "\n").encode())
+        return len(messages)
 
-    def _generate(self, tokens: list[int]) -> Iterator[Any]:
-        self.reused = self._reuse(tokens)
-        self._cached = list(tokens)
-        new = tokens[self.reused :]
-        try:
-            for response in stream(
-                self.base.model, self.base.tokenizer, new, self.sampling, self._cache
-            ):
-                # The last token of an answer is sampled but not yet in the cache.
-                self._cached.append(response.token)
-                yield response
-        except GeneratorExit:
-            raise
-        except BaseException:  # Ctrl-C inside the model leaves some blocks a token ahead
-            self._forget()
-            raise
+    def load(self, path: Path) -> int:
+        """Go on with a conversation that was saved; returns how many messages it has."""
+        messages = read_json(path, DataError).get("messages")
+        if not isinstance(messages, list) or not all(_is_message(one) for one in messages):
+            raise DataError(f'{path} is not {{"messages": [{{"role": ..., "content": ...}}]}}')
+        first = messages[:1] if messages[:1] and messages[0]["role"] == "system" else []
+        self.system = first[0]["content"] if first else ""
+        self.history = messages[len(first) :]
+        return len(messages)
 
-    def _reuse(self, tokens: list[int]) -> int:
-        """Cut the cache back to the prefix it shares with tokens; return that length."""
-        held = self._cache[0].offset if self._cache and hasattr(self._cache[0], "offset") else 0
-        known = self._cached[:held]
-        shared = min(len(os.path.commonprefix([known, tokens])), len(tokens) - 1)
-        if shared <= 0 or not can_trim_prompt_cache(self._cache):
-            self._forget()
-            return 0
-        trim_prompt_cache(self._cache, held - shared)
-        return shared
+    def _order(self, text: str, name: str | None) -> Order:
+        tokenizer = self.engine.base.tokenizer
+        continues = self.continues(name)
+        if continues:
+            tokens = prompt_tokens(tokenizer, text, raw=True)
+        else:
+            tokens = chat_tokens(tokenizer, [*self._messages(), {"role": "user", "content": text}])
+        order = Order(tuple(tokens), name, self.max_tokens, self.sampling)
+        return dataclasses.replace(order, continues=continues)
 
-    def _forget(self) -> None:
-        self._cache = make_prompt_cache(self.base.model)
-        self._cached = []
+    def _messages(self) -> list[Message]:
+        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self.history]
+
+    def _remember(self, text: str, heard: str, name: str | None) -> None:
+        if not self.continues(name):
+            self.history += [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": heard},
+            ]
+
+
+def _is_message(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("role"), str)
+        and isinstance(value.get("content"), str)
+    )

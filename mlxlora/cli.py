@@ -26,6 +26,7 @@ from mlxlora.verbs import (
     quantize,
     quickstart,
     resume,
+    serve,
     train,
 )
 
@@ -41,6 +42,7 @@ app.command()(train.train)
 app.command()(resume.resume)
 app.command("eval")(evaluate.evaluate)
 app.command()(chat.chat)
+app.command()(serve.serve)
 app.command()(fuse.fuse)
 app.command()(export.export)
 app.command()(quantize.quantize)

@@ -132,14 +132,17 @@ class Screen:
     def ask(self, prompt: str) -> str:
         return self.console.input(f"[bold cyan]{escape(prompt)}[/]")
 
-    def progress(self, what: str, done: int, of: int) -> None:
-        """A transient line, gone as soon as anything else is shown; nothing in a pipe."""
+    def progress(self, what: str, done: int, of: int | None) -> None:
+        """A transient line, gone as soon as anything else is shown; nothing in a pipe.
+
+        of: None if nobody knows how many there will be.
+        """
         if not self._console.is_terminal:
             return
         if self._counter is None:
             self._counter = Live(console=self._console, transient=True, refresh_per_second=8)
             self._counter.start()
-        self._counter.update(Text(f"{what}  {done}/{of}", "dim"))
+        self._counter.update(Text(f"{what}  {done}" + (f"/{of}" if of is not None else ""), "dim"))
 
 
 def fail(message: str) -> None:

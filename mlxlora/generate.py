@@ -1,17 +1,14 @@
-"""Prompts to text, with whatever is attached to the model: one answer streamed, or many at once.
+"""Prompts to text, greedily, with whatever is attached to the model: one streamed, or many at once.
 
 mlx-lm does the decoding. Prompts are rendered by the same template as training rows, so
 what was trained is what is asked.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, stream_generate
-from mlx_lm.sample_utils import make_sampler
 
 from mlxlora.base import check_tokens
 from mlxlora.data.formats import Message
@@ -20,22 +17,24 @@ from mlxlora.errors import DataError, ModelError
 BATCH = 32  # prompts decoded together
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """temperature 0 is greedy; otherwise seeded sampling from the top_p nucleus."""
+def chat_tokens(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Any = None,
+    words: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of a conversation with an assistant turn opened.
 
-    max_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-def chat_tokens(tokenizer: Any, messages: Sequence[Message], tools: Any = None) -> list[int]:
-    """Token ids of a conversation with an assistant turn opened."""
+    words: variables of the template, by name (enable_thinking, for one).
+    """
     try:
         tokens = list(
             tokenizer.apply_chat_template(
-                list(messages), tools=tools, add_generation_prompt=True, tokenize=True
+                list(messages),
+                tools=tools,
+                add_generation_prompt=True,
+                tokenize=True,
+                **(words or {}),
             )
         )
     except Exception as error:  # templates raise through jinja whatever they like
@@ -58,29 +57,10 @@ def prompt_tokens(tokenizer: Any, prompt: str, *, raw: bool) -> list[int]:
     return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
 
 
-def stream(
-    model: nn.Module,
-    tokenizer: Any,
-    tokens: list[int],
-    sampling: Sampling,
-    cache: list[Any] | None = None,
-) -> Iterator[Any]:
-    """mlx-lm's responses (.text, .token, .finish_reason, rates) for one prompt.
-
-    tokens are what the cache does not hold yet, at least one.
-    """
-    mx.random.seed(sampling.seed)
-    sampler = make_sampler(temp=sampling.temperature, top_p=sampling.top_p)
-    responses = stream_generate(
-        model,
-        tokenizer,
-        tokens,
-        max_tokens=sampling.max_tokens,
-        sampler=sampler,
-        prompt_cache=cache,
-    )
+def stream(model: nn.Module, tokenizer: Any, tokens: list[int], max_tokens: int) -> Iterator[Any]:
+    """mlx-lm's responses (.text, .token, .finish_reason, rates) to one prompt, greedily."""
     try:
-        yield from responses
+        yield from stream_generate(model, tokenizer, tokens, max_tokens=max_tokens)
     except (TypeError, LookupError) as error:  # of mlx-lm's table of the tokens' spellings
         raise ModelError(
             "the model gave a token that its tokenizer cannot spell; they do not belong together"
@@ -89,7 +69,7 @@ def stream(
 
 def answer(model: nn.Module, tokenizer: Any, tokens: list[int], max_tokens: int) -> str:
     """The greedy answer to one prompt."""
-    responses = stream(model, tokenizer, tokens, Sampling(max_tokens=max_tokens))
+    responses = stream(model, tokenizer, tokens, max_tokens)
     return "".join(response.text for response in responses)
 
 

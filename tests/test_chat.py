@@ -1,116 +1,138 @@
+"""A conversation on the engine, against answers to prompts rendered afresh."""
+
+import json
+
 import pytest
-from conftest import randomized
+from serving import adapter_for
 
 from mlxlora.chat import Conversation
-from mlxlora.config import LoraConfig
-from mlxlora.errors import AdapterError
-from mlxlora.generate import Sampling, answer, chat_tokens
-from mlxlora.lora.attach import detach
-from mlxlora.lora.fresh import collect, new_layers
-
-GREEDY = Sampling(max_tokens=10)
+from mlxlora.errors import AdapterError, DataError
+from mlxlora.generate import answer, chat_tokens
+from mlxlora.lora.attach import attach, detach
+from mlxlora.serve.engine import Engine
+from mlxlora.serve.orders import Sampling
 
 
-def adapter_of(base, **provenance):
-    new_layers(base.model, LoraConfig(rank=2), 0)
-    randomized(base.model)
-    adapter = collect(base.model, LoraConfig(rank=2), provenance)
-    detach(base.model)
-    return adapter
+@pytest.fixture
+def tuned(dense):
+    return adapter_for(dense, 1)
+
+
+@pytest.fixture
+def engine(dense, tuned):
+    with Engine(dense, {"tuned": tuned}) as engine:
+        yield engine
 
 
 def said(conversation, text) -> str:
     return "".join(conversation.say(text))
 
 
-def test_the_cache_is_reused_and_answers_are_those_of_a_fresh_prompt(dense):
-    chat = Conversation(dense, {}, GREEDY)
-    chat.system = "be brief"
+def fresh(base, messages, adapter=None) -> str:
+    """Another copy of the weights' answer would be the same; this one has them alone."""
+    if adapter is not None:
+        attach(base.model, adapter)
+    text = answer(base.model, base.tokenizer, chat_tokens(base.tokenizer, messages), 10)
+    detach(base.model)
+    return text
+
+
+def test_every_turn_is_answered_as_if_rendered_afresh_and_its_prefix_reused(engine):
+    chat = Conversation(engine, "tuned", max_tokens=10, system="be brief")
+    heard, reused = [], []
+    for text in ("hello", "and then?", "why?"):
+        heard.append(said(chat, text))
+        reused.append(chat.reused > 20)
+    assert reused == [False, True, True]
+    base, adapter = engine.base, adapter_for
+    engine.stop()
     messages = [{"role": "system", "content": "be brief"}]
-    for turn, text in enumerate(("hello", "and then?", "why?")):
+    tuned = adapter(base, 1)
+    for text, expected in zip(("hello", "and then?", "why?"), heard, strict=True):
         messages.append({"role": "user", "content": text})
-        expected = answer(dense.model, dense.tokenizer, chat_tokens(dense.tokenizer, messages), 10)
-        assert said(chat, text) == expected
+        assert fresh(base, messages, tuned) == expected
         messages.append({"role": "assistant", "content": expected})
-        assert (chat.reused > 20) == (turn > 0)
 
 
-def test_reset_and_system_start_over(dense):
-    chat = Conversation(dense, {}, GREEDY)
-    first = said(chat, "hello")
+def test_reset_and_switching_start_over_and_go_on(engine):
+    chat = Conversation(engine, max_tokens=10)
+    bare = said(chat, "hello")
     said(chat, "more")
     chat.reset()
-    assert said(chat, "hello") == first
-
-
-def test_switching_the_adapter_forgets_the_cache_not_the_conversation(dense):
-    adapter = adapter_of(dense)
-    chat = Conversation(dense, {}, GREEDY)
-    bare = said(chat, "hello")
-    chat.add("tuned", adapter)
-    chat.reset()
-    tuned = said(chat, "hello")
-    assert tuned != bare
-    chat.use(None)
+    assert said(chat, "hello") == bare
+    chat.use("tuned")
     assert len(chat.history) == 2
     chat.reset()
-    assert said(chat, "hello") == bare
+    assert said(chat, "hello") != bare
+    with pytest.raises(DataError, match="there are: tuned"):
+        chat.use("nobody")
 
 
-def test_an_adapter_trained_on_plain_text_continues_plain_text(dense):
-    assert Conversation(dense, {"a": adapter_of(dense, data={"format": "text"})}, GREEDY).raw
-    assert not Conversation(dense, {"a": adapter_of(dense, data={"format": "chat"})}, GREEDY).raw
-    assert Conversation(dense, {}, GREEDY, raw=True).raw
+def test_an_adapter_trained_on_plain_text_continues_plain_text(dense, engine, tuned):
+    import dataclasses
+
+    for kind, raw in (("text", True), ("chat", False)):
+        told = dataclasses.replace(tuned, provenance={"data": {"format": kind}})
+        Conversation(engine).add(kind, told)
+        assert Conversation(engine).continues(kind) is raw
+    assert Conversation(engine, raw=True).continues("chat")
+    chat = Conversation(engine, "text", max_tokens=4)
+    assert said(chat, "abc")
+    assert chat.history == []
 
 
-def test_an_answer_cut_off_joins_the_history(dense):
-    chat = Conversation(dense, {}, GREEDY)
+def test_an_answer_cut_off_joins_the_history(engine):
+    chat = Conversation(engine, max_tokens=200)
     pieces = chat.say("hello")
     heard = next(pieces)
     pieces.close()
     assert chat.history[-1] == {"role": "assistant", "content": heard}
     assert said(chat, "go on") is not None
+    assert engine.counters.cancelled == 1
 
 
-def test_sampling_is_seeded(dense):
-    hot = Sampling(max_tokens=10, temperature=2.0, seed=4)
-    assert said(Conversation(dense, {}, hot), "x") == said(Conversation(dense, {}, hot), "x")
+def test_sampling_is_seeded(engine):
+    hot = Sampling(temperature=2.0, seed=4)
+    first = said(Conversation(engine, sampling=hot, max_tokens=10), "x")
+    assert said(Conversation(engine, sampling=hot, max_tokens=10), "x") == first
 
 
-def test_an_adapter_that_does_not_fit_leaves_the_one_in_use(dense, experts):
-    good, bad = adapter_of(dense), adapter_of(experts)
-    chat = Conversation(dense, {"good": good}, GREEDY)
-    tuned = said(chat, "hello")
+def test_an_adapter_that_does_not_fit_leaves_the_one_in_use(engine, experts):
+    chat = Conversation(engine, "tuned", max_tokens=10)
+    before = said(chat, "hello")
     with pytest.raises(AdapterError):
-        chat.add("bad", bad)
+        chat.add("bad", adapter_for(experts, 2))
     chat.reset()
-    assert chat.adapter is good
-    assert said(chat, "hello") == tuned
+    assert (chat.name, said(chat, "hello")) == ("tuned", before)
 
 
-def test_an_answer_broken_off_inside_the_model_spoils_no_later_one(dense, monkeypatch):
-    chat = Conversation(dense, {}, GREEDY)
+def test_several_are_compared_and_the_first_is_remembered(engine):
+    alone = {n: said(Conversation(engine, n, max_tokens=10), "hello") for n in ("tuned", None)}
+    chat = Conversation(engine, max_tokens=10)
+    heard = {"tuned": "", None: ""}
+    names = list(heard)
+    for number, piece in chat.compare("hello", names):
+        heard[names[number]] += piece
+    assert heard == alone
+    assert chat.history[-1]["content"] == alone["tuned"]
+
+
+def test_a_conversation_is_saved_as_a_row_and_loaded_again(engine, tmp_path):
+    chat = Conversation(engine, max_tokens=5, system="be brief")
+    with pytest.raises(DataError, match="nothing has been said"):
+        Conversation(engine).save(tmp_path / "empty.jsonl")
     said(chat, "hello")
-    last = type(dense.model.layers[-1])
-    with monkeypatch.context() as patch:
-        patch.setattr(last, "__call__", _interrupted_at(dense.model.layers[-1], last.__call__))
-        with pytest.raises(KeyboardInterrupt):
-            said(chat, "more")
-    chat.history = chat.history[:2]
-    expected = said(Conversation(dense, {}, GREEDY), "hello")
-    assert chat.history[1]["content"] == expected
-    assert said(chat, "again") == _fresh(dense, chat.history[:2], "again")
+    file = tmp_path / "chat.jsonl"
+    assert chat.save(file) == 3
+    (line,) = file.read_text().splitlines()
+    assert [m["role"] for m in json.loads(line)["messages"]] == ["system", "user", "assistant"]
+    again = Conversation(engine)
+    assert again.load(file) == 3
+    assert (again.system, again.history) == (chat.system, chat.history)
 
 
-def _interrupted_at(block, call):
-    def interrupted(self, *arguments, **options):
-        if self is block:
-            raise KeyboardInterrupt
-        return call(self, *arguments, **options)
-
-    return interrupted
-
-
-def _fresh(base, history, text) -> str:
-    tokens = chat_tokens(base.tokenizer, [*history, {"role": "user", "content": text}])
-    return answer(base.model, base.tokenizer, tokens, 10)
+@pytest.mark.parametrize("text", ["[]", "{}", '{"messages": [1]}', '{"messages": [{"role": 1}]}'])
+def test_what_is_no_conversation_is_not_loaded(engine, tmp_path, text):
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(DataError):
+        Conversation(engine).load(tmp_path / "x.jsonl")

@@ -20,8 +20,9 @@ from mlxlora.config import DataConfig
 from mlxlora.data.records import open_splits
 from mlxlora.data.render import Renderer
 from mlxlora.errors import DataError, MlxLoraError, ModelError
-from mlxlora.generate import Sampling, stream
+from mlxlora.generate import stream
 from mlxlora.model_files import check_directory
+from mlxlora.serve.engine import Engine
 
 INDEX = "model.safetensors.index.json"
 FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
@@ -44,7 +45,8 @@ def use(what: str, good: Path, name: str, data: bytes) -> None:
             renderer = Renderer(base.tokenizer, DataConfig())
             for record in open_splits(DataConfig(path=str(rows), valid_fraction=0), 0).train:
                 renderer(record)
-            list(Conversation(base, {}, Sampling(max_tokens=2)).say("hi"))
+            with Engine(base) as engine:
+                list(Conversation(engine, max_tokens=2).say("hi"))
 
 
 @given(st.data())
@@ -196,14 +198,14 @@ def test_a_directory_whose_name_is_a_pattern_is_named(dense_path, tmp_path):
 
 def test_a_token_that_the_tokenizer_cannot_spell_is_named(broken):
     """The spelling is taken from the very token that the model answers with."""
-    base, sampling = load(broken), Sampling(max_tokens=1)
-    (answer,) = stream(base.model, base.tokenizer, base.tokenizer.encode("hi"), sampling)
+    base = load(broken)
+    (answer,) = stream(base.model, base.tokenizer, base.tokenizer.encode("hi"), 1)
     tokenizer = json.loads((broken / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     tokenizer["model"]["vocab"] = {k: v for k, v in vocabulary.items() if v != answer.token}
     (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ModelError, match="cannot spell"):
-        list(Conversation(load(broken), {}, sampling, raw=True).say("hi"))
+    with pytest.raises(ModelError, match="cannot spell"), Engine(load(broken)) as engine:
+        list(Conversation(engine, max_tokens=1, raw=True).say("hi"))
 
 
 # --- code -------------------------------------------------------------------------------------
@@ -310,8 +312,8 @@ def test_a_template_reaches_nothing_outside_its_sandbox(broken, tmp_path, templa
         turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
         text = renderer.template(turns)
         assert "subclasses" not in text and "class '" not in text and "localhost" not in text
-    with value_or_error("model: template in chat"):
-        list(Conversation(base, {}, Sampling(max_tokens=1)).say("hi"))
+    with value_or_error("model: template in chat"), Engine(base) as engine:
+        list(Conversation(engine, max_tokens=1).say("hi"))
     assert not (tmp_path / "evil-was-here").exists()
 
 

@@ -8,7 +8,6 @@ import pytest
 from serving import Told, adapter_for, ask
 
 from mlxlora.errors import AdapterError, DataError, ModelError
-from mlxlora.generate import Sampling as Plain
 from mlxlora.generate import stream
 from mlxlora.lora.attach import attach, detach
 from mlxlora.serve import engine as engine_module
@@ -23,7 +22,7 @@ def expected(base, adapter, prompt, count=16):
     """mlx-lm's own greedy answer with this adapter attached alone."""
     if adapter is not None:
         attach(base.model, adapter)
-    tokens = [r.token for r in stream(base.model, base.tokenizer, prompt, Plain(count))]
+    tokens = [r.token for r in stream(base.model, base.tokenizer, prompt, count)]
     detach(base.model)
     return tokens
 
@@ -199,7 +198,7 @@ def test_a_fault_of_one_request_is_that_request_s(dense, monkeypatch):
     with Engine(dense) as engine:
         good = ask(engine, PROMPTS[0])
         bad = ask(engine, PROMPTS[1], sampling=Sampling(presence=1.5))
-        assert "no such thing" in bad.wait().message
+        assert "no such thing" in bad.wait().message and bad.last.ours
         assert good.tokens == wanted
         assert engine.health()["status"] == "ok"
         assert engine.health()["restarts"] == 0
@@ -232,6 +231,17 @@ def test_a_fault_of_the_engine_ends_those_in_flight_and_it_begins_anew(dense, tr
         assert ask(engine, PROMPTS[0], "one").tokens == wanted
         assert engine.health()["status"] == "ok"
         assert engine.health()["restarts"] >= 1
+
+
+def test_one_who_cannot_be_told_harms_nobody(dense):
+    def deaf(event):
+        raise RuntimeError("gone")
+
+    with Engine(dense) as engine:
+        engine.submit(Order(tuple(PROMPTS[0]), None, 20), deaf)
+        engine._inbox.put(lambda: 1 / 0)
+        assert ask(engine, PROMPTS[1]).wait().reason == "length"
+        assert engine.health()["status"] == "ok"
 
 
 def test_stopping_ends_what_is_in_flight_honestly(dense):

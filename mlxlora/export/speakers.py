@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import mlx.nn as nn
 
 from mlxlora.errors import ExportError
-from mlxlora.generate import Sampling, stream
+from mlxlora.generate import stream
 
 
 class Speaker(Protocol):
@@ -43,8 +43,7 @@ class InMLX:
 
     def answer(self, tokens: list[int], length: int) -> list[int]:
         found = [
-            response.token
-            for response in stream(self._model, self._tokenizer, tokens, Sampling(length))
+            response.token for response in stream(self._model, self._tokenizer, tokens, length)
         ]
         ends = self._tokenizer.eos_token_ids
         return found[:-1] if found and found[-1] in ends else found

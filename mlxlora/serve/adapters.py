@@ -51,6 +51,7 @@ class Served:
 
     name: str | None
     key: str  # of its content
+    format: str = ""  # of the rows it was trained on, as Adapter.format
     slot: int = 0
     form: Part | None = None  # its own form of the model; None: the mixed one
     users: int = 0  # answers in the making
@@ -92,7 +93,7 @@ class Adapters:
         self.stage.show(None)
         modules = dict(self.base.model.named_modules())
         check_fit(modules, adapter)
-        served = Served(name, content(adapter))
+        served = Served(name, content(adapter), adapter.format)
         if not (fits_rows(modules, adapter) and self._put(served, adapter, modules)):
             self.stage.show(None)
             served.form = part_of(self.base.model, adapter)

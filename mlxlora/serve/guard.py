@@ -8,22 +8,17 @@ is JSON, which no plain form of another page can. Bodies are limited in size and
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from secrets import compare_digest
-from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Scope = dict[str, Any]
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-
+HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 OPEN = ("/", "/health")  # without the key: they tell and do nothing worth guarding
 OPEN_UNDER = "/page/"
 HEADERS = {
@@ -51,7 +46,7 @@ class Rules:
 class Guard:
     """ASGI middleware. responses counts the status codes of what was answered."""
 
-    app: Application
+    app: ASGIApp
     rules: Rules
     responses: Counter[int] = field(default_factory=Counter)
 
@@ -115,9 +110,10 @@ class Guard:
         return None
 
     def _own_host(self, host: str) -> bool:
-        name = urlsplit(f"//{host}").hostname if "@" not in host else None
-        if not name:
+        match = HOST.fullmatch(host)
+        if match is None:
             return False
+        name = match[1].strip("[]").lower()
         try:
             ipaddress.ip_address(name)
         except ValueError:

@@ -38,7 +38,8 @@ class Order:
     adapter is a name that the engine knows, None the bare base. stops end the answer, matched on
     its text, and do not become part of it. top: None for no log-probabilities, else how many of
     the likeliest tokens to tell beside each token's own. grammar is llguidance's, which the answer
-    is held to.
+    is held to. continues: the answer goes on with the prompt's text, so that a space it begins
+    with is meant; a chat's is dropped where the tokenizer's own decoding drops it.
     """
 
     prompt: tuple[int, ...]
@@ -48,6 +49,7 @@ class Order:
     stops: tuple[str, ...] = ()
     top: int | None = None
     grammar: str | None = None
+    continues: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ class Stops:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
-        self._beginnings = {stop[:n] for stop in stops for n in range(1, len(stop))}
+        self._letters = {stop[0] for stop in stops}
         self._longest = max(map(len, stops), default=1)
         self._held = ""
         self._tokens: list[tuple[Spelled, int, int]] = []  # and where in _held each begins, ends
@@ -51,9 +51,12 @@ class Stops:
 
     def _possible(self) -> int:
         """Length of the longest end of the text that a stop begins with."""
-        most = min(self._longest - 1, len(self._held))
-        ends = (n for n in range(most, 0, -1) if self._held[-n:] in self._beginnings)
-        return next(ends, 0)
+        for at in range(max(0, len(self._held) - self._longest + 1), len(self._held)):
+            if self._held[at] in self._letters:
+                end = self._held[at:]
+                if any(stop.startswith(end) for stop in self._stops):
+                    return len(end)
+        return 0
 
     def _release(self, length: int) -> Piece | None:
         told = [spelled for spelled, _, ends in self._tokens if ends <= length]

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from mlxlora.errors import ConfigError
+from mlxlora.verbs import bench_serve
 from mlxlora.verbs.options import AsJson
 
 
@@ -44,11 +45,30 @@ def bench(
     ] = False,
     train: Annotated[bool, typer.Option(help="measure training")] = True,
     decode: Annotated[bool, typer.Option(help="measure decoding")] = True,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="measure serving instead, beside mlx_lm.server")
+    ] = False,
+    clients: Annotated[str, typer.Option(help="--serve: how many at once")] = "1,8,32",
+    requests: Annotated[int, typer.Option(min=1, help="--serve: of each client")] = 4,
+    limit: Annotated[float, typer.Option(min=1, help="--serve: seconds for each setting")] = 60.0,
+    soak: Annotated[
+        int, typer.Option(min=0, help="--serve: so many requests at random, a third of them vanish")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="--soak: of the requests")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """This machine's training and decoding speed, beside mlx-lm's."""
+    """This machine's training and decoding speed, beside mlx-lm's; --serve: that of serving."""
     if model and shape:
         raise ConfigError("--model and --shape both choose a model; give one of them")
+    if serve and soak:
+        bench_serve.soak(model, shape or "tiny", rank, soak, seed, as_json)
+        return
+    if soak:
+        raise ConfigError("--soak is of a server: give --serve too")
+    if serve:
+        chosen = (model, shape or "small", bits, rank, against, rounds)
+        bench_serve.serve(*chosen, clients, requests, limit, as_json)
+        return
     from mlxlora.bench.compare import BenchError, Options
     from mlxlora.bench.compare import bench as measure
     from mlxlora.bench.show import show_bench

@@ -7,6 +7,8 @@ import typer
 from mlxlora.errors import ConfigError
 from mlxlora.verbs.options import Adapters, AsJson, Force, Model, Trust, named_adapters
 
+COMPARED = 8  # answers at once, at most
+
 
 def chat(
     model: Model,
@@ -23,6 +25,9 @@ def chat(
         float, typer.Option(min=0, max=1, help="sample from this share of probability")
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="seed of sampling")] = 0,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="show answers as they are written, not as Markdown")
+    ] = False,
     force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -33,15 +38,17 @@ def chat(
     from mlxlora.base import load
     from mlxlora.chat import Conversation
     from mlxlora.console import Screen
-    from mlxlora.generate import Sampling
     from mlxlora.repl import answer_once, talk
+    from mlxlora.serve.engine import Engine, Options
+    from mlxlora.serve.orders import Sampling
 
     adapters = named_adapters(adapter)
     base = load(model, trust_remote_code=trust_remote_code)
-    sampling = Sampling(max_tokens, temperature, top_p, seed)
-    conversation = Conversation(base, adapters, sampling, raw, force=force)
-    conversation.system = system
-    if prompt is None:
-        talk(conversation, Screen(), force)
-    else:
-        answer_once(conversation, prompt, Screen(as_json))
+    sampling = Sampling(temperature, top_p, seed=seed)
+    with Engine(base, adapters, Options(rows=COMPARED), force=force) as engine:
+        first = next(iter(adapters), None)
+        conversation = Conversation(engine, first, sampling, max_tokens, raw, system)
+        if prompt is None:
+            talk(conversation, Screen(), plain=plain, force=force)
+        else:
+            answer_once(conversation, prompt, Screen(as_json))

@@ -1,0 +1,278 @@
+"""From a request to orders: its prompt rendered, its choices numbered, its answer held."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mlx_lm.tool_parsers import json_tools
+
+from mlxlora.base import check_tokens
+from mlxlora.errors import DataError
+from mlxlora.generate import chat_tokens
+from mlxlora.serve.abilities import knows_tools, thinking_of
+from mlxlora.serve.grammar import ANY_OBJECT, Grammars, Thinking
+from mlxlora.serve.orders import Order, Sampling
+from mlxlora.serve.refusals import WireError, bad_field
+from mlxlora.serve.requests import ChatRequest, CompletionRequest, Request
+from mlxlora.serve.speech import Manner
+from mlxlora.serve.tools import Tool, arguments_schema
+
+MOST_ORDERS = 128  # of one request
+LETTERS = 64  # of a token on average, at most; more than a context of them need not be cut first
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / the golden ratio: choices' seeds lie far from each other
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What holds where a request says nothing.
+
+    Temperature 0, not OpenAI's 1: what was tuned for a task is asked for its likeliest answer,
+    twice the same. max_tokens is for chats; completions have OpenAI's 16, since text that is
+    merely continued seldom ends by itself.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 4096
+    completion_tokens: int = 16
+
+
+@dataclass(frozen=True)
+class Model:
+    """What requests are turned into orders for. context: tokens of prompt and answer together."""
+
+    tokenizer: Any
+    context: int
+    grammars: Grammars
+    defaults: Defaults = field(default_factory=Defaults)
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.tokenizer._vocabulary)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The orders of a chat request, one a choice, and how their text is to be understood."""
+
+    orders: tuple[Order, ...]
+    manner: Manner
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The orders of a completion request: its choices for the first prompt, then the next's.
+
+    prompts: for each order, the number of its prompt. echoes: what its text begins with.
+    """
+
+    orders: tuple[Order, ...]
+    prompts: tuple[int, ...]
+    echoes: tuple[str, ...]
+
+
+def chat(request: ChatRequest, model: Model, adapter: str | None = None) -> Chat:
+    """Raises WireError (400). A grammar is compiled to be sure of it: not for an event loop."""
+    tokenizer, choice = model.tokenizer, request.choice
+    if not tokenizer.has_chat_template:
+        raise bad_field("messages", "this model has no chat template; ask /v1/completions")
+    tools = _tools(request, tokenizer)
+    tokens = _rendered(request, model, tools)
+    thinking = thinking_of(tokenizer, tokens)
+    native = tokenizer.tool_parser is json_tools.parse_tool_call
+    grammar = None
+    if choice.kind == "required":
+        opening = tokenizer.tool_call_start if native else ""
+        grammar = _call_grammar(request, model, thinking, opening)
+    elif request.response_format is not None and request.response_format.type != "text":
+        grammar = _json_grammar(request, model, thinking)
+    order = Order(
+        tuple(tokens),
+        adapter,
+        _room(request.most_tokens or model.defaults.max_tokens, len(tokens), model, "messages"),
+        _sampling(request, model),
+        tuple(request.stop),
+        (request.top_logprobs or 0) if request.logprobs else None,
+        grammar,
+    )
+    manner = Manner(
+        thinking=thinking == "open",
+        tools=tuple(tool.plain() for tool in tools),
+        held=grammar is not None,
+        calls=choice.kind == "required" and not native,
+        several=request.parallel_tool_calls,
+    )
+    return Chat(tuple(_choices(order, request.n)), manner)
+
+
+def completion(request: CompletionRequest, model: Model, adapter: str | None = None) -> Completion:
+    """Raises WireError (400)."""
+    if len(request.prompt) * request.n > MOST_ORDERS:
+        raise bad_field("prompt", f"{MOST_ORDERS} answers at most are given to one request")
+    orders: list[Order] = []
+    echoes: list[str] = []
+    for number, prompt in enumerate(request.prompt):
+        param = f"prompt.{number}" if len(request.prompt) > 1 else "prompt"
+        tokens = _checked(prompt, model, param)
+        order = Order(
+            tuple(tokens),
+            adapter,
+            _room(
+                request.max_tokens or model.defaults.completion_tokens, len(tokens), model, param
+            ),
+            _sampling(request, model),
+            tuple(request.stop),
+            request.logprobs,
+            continues=True,
+        )
+        orders += _choices(order, request.n)
+        text = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
+        echoes += [text if request.echo else ""] * request.n
+    numbers = [i for i in range(len(request.prompt)) for _ in range(request.n)]
+    return Completion(tuple(orders), tuple(numbers), tuple(echoes))
+
+
+def _tools(request: ChatRequest, tokenizer: Any) -> list[Tool]:
+    """Those that the model is told of: with tool_choice "none", none."""
+    choice = request.choice
+    if choice.kind == "none":
+        return []
+    if not knows_tools(tokenizer):
+        raise bad_field("tools", "this model's chat template knows no tools; leave them out")
+    if choice.kind == "required":
+        return request.tools
+    if not tokenizer.has_tool_calling:
+        raise bad_field(
+            "tools",
+            'mlx-lm does not know how this model writes calls: say tool_choice "required", or '
+            "leave them out",
+        )
+    if request.response_format is not None and request.response_format.type != "text":
+        raise bad_field(
+            "response_format",
+            'an answer that must be JSON cannot call tools: say tool_choice "none" or "required", '
+            "or leave one of them out",
+        )
+    return request.tools
+
+
+def _rendered(request: ChatRequest, model: Model, tools: list[Tool]) -> list[int]:
+    words: dict[str, Any] = {}
+    if request.reasoning_effort == "none":
+        words["enable_thinking"] = False
+    elif request.reasoning_effort is not None:
+        words.update(enable_thinking=True, reasoning_effort=request.reasoning_effort)
+    words |= request.chat_template_kwargs
+    turns = [message.plain() for message in request.messages]
+    _check_length(sum(len(turn["content"]) for turn in turns), model, "messages")
+    try:
+        return chat_tokens(model.tokenizer, turns, [tool.plain() for tool in tools] or None, words)
+    except DataError as error:
+        raise bad_field("messages", str(error)) from error
+
+
+def _checked(prompt: str | list[int], model: Model, param: str) -> list[int]:
+    """The tokens of a completion's prompt."""
+    if not isinstance(prompt, str):
+        largest = max(prompt)
+        if min(prompt) < 0 or largest >= model.vocabulary:
+            raise bad_field(param, f"token ids are from 0 to {model.vocabulary - 1:,}")
+        return prompt
+    _check_length(len(prompt), model, param)
+    tokens = list(model.tokenizer.encode(prompt))
+    if not tokens:
+        raise bad_field(param, "it is empty to this model, so there is nothing to continue")
+    try:
+        check_tokens(model.tokenizer, tokens)
+    except DataError as error:
+        raise bad_field(param, str(error)) from error
+    return tokens
+
+
+def _check_length(letters: int, model: Model, param: str) -> None:
+    if letters > LETTERS * model.context:
+        raise _too_long(f"this has {letters:,} letters", model, param)
+
+
+def _too_long(what: str, model: Model, param: str) -> WireError:
+    return bad_field(
+        param,
+        f"{what}, and the model's context has {model.context:,} tokens for prompt and answer "
+        "together; shorten it",
+        "context_length_exceeded",
+    )
+
+
+def _room(wanted: int, prompt: int, model: Model, param: str) -> int:
+    """Tokens that the answer may have."""
+    if prompt >= model.context:
+        raise _too_long(f"this is {prompt:,} tokens", model, param)
+    return min(wanted, model.context - prompt)
+
+
+def _sampling(request: Request, model: Model) -> Sampling:
+    unknown = next((t for t, _ in request.logit_bias if t >= model.vocabulary), None)
+    if unknown is not None:
+        raise bad_field(
+            "logit_bias", f"there is no token {unknown}: ids are from 0 to {model.vocabulary - 1:,}"
+        )
+
+    def said(name: str) -> Any:
+        value = getattr(request, name)
+        return getattr(model.defaults, name) if value is None else value
+
+    return Sampling(
+        temperature=said("temperature"),
+        top_p=said("top_p"),
+        top_k=min(said("top_k"), model.vocabulary),
+        min_p=said("min_p"),
+        seed=request.seed,
+        presence=request.presence_penalty,
+        frequency=request.frequency_penalty,
+        repetition=said("repetition_penalty"),
+        bias=request.logit_bias,
+    )
+
+
+def _choices(order: Order, count: int) -> Iterator[Order]:
+    """The order so many times, each with a seed of its own; the first with the request's."""
+    seed = order.sampling.seed
+    for number in range(count):
+        if seed is None:
+            yield order
+        else:
+            own = (seed + number * GOLDEN) % (1 << 64)
+            yield replace(order, sampling=replace(order.sampling, seed=own))
+
+
+def _json_grammar(request: ChatRequest, model: Model, thinking: Thinking) -> str:
+    asked = request.response_format
+    assert asked is not None
+    schema = ANY_OBJECT if asked.json_schema is None else asked.json_schema.schema_
+    if not schema:
+        schema = ANY_OBJECT
+    return _compiled(model, "response_format", lambda: model.grammars.of_json(schema, thinking))
+
+
+def _call_grammar(request: ChatRequest, model: Model, thinking: Thinking, opening: str) -> str:
+    name = request.choice.name
+    schemas = {
+        tool.function.name: arguments_schema(tool)
+        for tool in request.tools
+        if name in (None, tool.function.name)
+    }
+    return _compiled(model, "tools", lambda: model.grammars.of_call(schemas, thinking, opening))
+
+
+def _compiled(model: Model, param: str, grammar: Callable[[], str]) -> str:
+    if model.tokenizer.response_initial_state is not None:
+        raise bad_field(param, "answers of this model have headers, and cannot be held to a form")
+    try:
+        text = grammar()
+        model.grammars.compile(text, 0)
+    except DataError as error:
+        raise bad_field(param, str(error)) from error
+    return text

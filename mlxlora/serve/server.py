@@ -1,0 +1,53 @@
+"""The application on a socket: uvicorn, with limits on connections and how long they may take."""
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from mlxlora.errors import ConfigError
+from mlxlora.serve.guard import Guard
+from mlxlora.serve.protocol import HEADER_BYTES, IDLE_SECONDS, MOST_CONNECTIONS, TimedProtocol
+
+SHUTDOWN_SECONDS = 5  # for answers in the making, once the server is to stop
+BACKLOG = 512
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 is any free one. Raises ConfigError if it cannot."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(BACKLOG)
+        return found
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; "
+            "choose another with --port"
+        ) from error
+
+
+def run(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until Ctrl-C or a kill; ready is called when requests are answered."""
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready()
+
+    config = uvicorn.Config(
+        app,
+        http=TimedProtocol,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        limit_concurrency=MOST_CONNECTIONS,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+    )
+    Server(config).run([listener])

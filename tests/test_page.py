@@ -4,13 +4,13 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from page_server import (
     BASE,
-    PAGE,
     Breakdown,
     Cut,
     Gate,
@@ -18,10 +18,16 @@ from page_server import (
     Script,
     Thought,
     model,
+    on_a_port,
     serving,
 )
+from serving import adapter_for
 
 from mlxlora.data.formats import parse
+from mlxlora.serve.app import PAGE, Service
+from mlxlora.serve.app import application as real_application
+from mlxlora.serve.engine import Engine, Options
+from mlxlora.serve.guard import Rules
 
 CHROMIUM = Path("/usr/bin/chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -108,14 +114,14 @@ class Visitor:
         return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.fixture
-def visitor(browser, script) -> Iterator[Visitor]:
-    """Whatever a test does, the page stayed harmless."""
+@contextmanager
+def visiting(browser, script: Script, kind: type[Visitor] = Visitor) -> Iterator[Visitor]:
+    """Whatever is done, the page must have stayed harmless."""
     context = browser.new_context(reduced_motion="reduce")
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     context.add_init_script(WATCH)
     page = context.new_page()
-    visitor = Visitor(page, script)
+    visitor = kind(page, script)
     seen = visitor.seen
     page.on("dialog", lambda dialog: (seen.dialogs.append(dialog.message), dialog.dismiss()))
     page.on("popup", lambda popup: seen.popups.append(popup.url))
@@ -127,6 +133,12 @@ def visitor(browser, script) -> Iterator[Visitor]:
     context.close()
     abroad = [url for url in seen.abroad if not url.startswith((script.url, "blob:", "data:"))]
     assert (seen.dialogs, abroad, seen.errors, seen.popups, violations) == ([], [], [], [], [])
+
+
+@pytest.fixture
+def visitor(browser, script) -> Iterator[Visitor]:
+    with visiting(browser, script) as visitor:
+        yield visitor
 
 
 def clipboard(visitor: Visitor) -> str:
@@ -970,3 +982,44 @@ def test_light_and_dark_follow_the_system_until_told_otherwise(visitor, scheme):
     assert visitor.page.evaluate(back) == colours[other]
     visitor.button("Light or dark").click()
     assert visitor.page.evaluate(back) == colours[scheme]
+
+
+# With the server itself
+
+
+class WithKey(Visitor):
+    """One who is asked for the key first."""
+
+    def open(self) -> None:
+        self.page.goto(self.script.url)
+        self.page.get_by_label("This server wants its API key.").fill("k3y")
+        self.button("Use").click()
+        expect(self.page.locator("#model-0")).not_to_have_value("")
+
+
+@pytest.mark.slow
+def test_the_server_and_the_page_understand_each_other(browser, dense):
+    adapters = {"one": adapter_for(dense, 1), "two": adapter_for(dense, 2)}
+    with (
+        Engine(dense, adapters, Options(rows=4, waiting=4)) as engine,
+        on_a_port(real_application(Service(engine, "lab/tiny"), Rules(key="k3y"))) as url,
+        visiting(browser, Script(url=url), WithKey) as visitor,
+    ):
+        expect(visitor.page.get_by_label("Model", exact=True)).to_have_value("one")
+        visitor.button("Settings").click()
+        for name, value in {"Max tokens": "12", "Temperature": "0.8", "Seed": "1"}.items():
+            visitor.page.get_by_label(name).fill(value)
+        visitor.button("Done").click()
+        visitor.say("hello")
+        expect(visitor.answers).to_contain_text("12 tokens")
+        expect(visitor.answers).to_contain_text("ended at the max tokens")
+        first = visitor.answers.locator(".prose").last.inner_text()
+        visitor.button("Regenerate").click()
+        visitor.until_answered()
+        assert visitor.answers.locator(".prose").last.inner_text() == first  # the same seed
+        visitor.say("x" * 600)  # the tiny model reads 512 tokens
+        expect(visitor.answers.last).to_contain_text("more than the model can read")
+        visitor.compare(blind=True)
+        visitor.button("Add a model").click()
+        visitor.say("hello")
+        expect(visitor.button("C is best")).to_be_visible()

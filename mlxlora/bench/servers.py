@@ -91,7 +91,7 @@ class Server:
             with open(f"/proc/{self.process.pid}/status", encoding="ascii") as file:
                 fields = dict(line.split(":", 1) for line in file if ":" in line)
             return int(fields["VmRSS"].split()[0]) * 1024
-        with contextlib.suppress(OSError, ValueError):  # macOS has no /proc
+        with contextlib.suppress(OSError, ValueError):  # macOS has no /proc; not run there
             return int(subprocess.run(words, capture_output=True, check=False).stdout) * 1024
         return 0
 

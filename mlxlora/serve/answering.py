@@ -40,6 +40,7 @@ class Running:
         self._events: asyncio.Queue[Numbered] = asyncio.Queue()
         self._tickets: list[Ticket] = []
         self.left = len(orders)
+        engine.check_room(len(orders))
         try:
             for number, order in enumerate(orders):
                 self._tickets.append(engine.submit(order, partial(self._tell, number)))

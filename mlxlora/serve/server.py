@@ -29,8 +29,8 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until Ctrl-C or a kill; ready is called when requests are answered."""
+def server(app: Guard, ready: Callable[[], None]) -> uvicorn.Server:
+    """The server, not yet run; ready is called when requests are answered."""
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -50,4 +50,9 @@ def run(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> None:
         limit_concurrency=MOST_CONNECTIONS,
         h11_max_incomplete_event_size=HEADER_BYTES,
     )
-    Server(config).run([listener])
+    return Server(config)
+
+
+def run(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until Ctrl-C or a kill; ready is called when requests are answered."""
+    server(app, ready).run([listener])

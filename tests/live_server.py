@@ -1,6 +1,6 @@
 """The real application on a real socket, in a thread of the test, and a client without manners.
 
-The model is tiny and random; it knows tools, and three adapters: one of another rank, one with DoRA.
+The model is tiny and random; it knows tools, and three adapters, of two ranks and with DoRA.
 """
 
 import asyncio
@@ -124,46 +124,56 @@ async def exchange(
 ) -> Answer:
     """Send and read. leave: bytes of the answer, after which the client is gone."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    received = bytearray()
+    answer = Reading(method)
+    read = 0
     try:
         async with asyncio.timeout(SECONDS):
-            try:
-                writer.write(sent)
-                await writer.drain()
-                while leave is None or len(received) < leave:
-                    piece = await reader.read(1 << 16 if leave is None else leave - len(received))
-                    if not piece:
-                        break
-                    received += piece
-            except ConnectionError:  # answered and closed before all was read
-                pass
+            writer.write(sent)
+            await writer.drain()
+            while not answer.over and (leave is None or read < leave):
+                piece = await reader.read(1 << 16 if leave is None else leave - read)
+                answer.take(piece)
+                read += len(piece)
+    except ConnectionError:  # answered and closed before all was sent
+        pass
     finally:
         writer.transport.abort()
-    return understood(bytes(received), method)
+    return answer.answer
 
 
-def understood(received: bytes, method: str = "POST") -> Answer:
-    """Bytes of an answer, by h11's rules."""
-    client = h11.Connection(h11.CLIENT)
-    client.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
-    client.send(h11.EndOfMessage())
-    client.receive_data(received)
-    client.receive_data(b"")
-    status, headers, body, complete = 0, (), b"", False
-    try:
-        while True:
-            event = client.next_event()
-            if isinstance(event, h11.Response):
-                status, headers = event.status_code, tuple(event.headers)
-            elif isinstance(event, h11.Data):
-                body += event.data
-            elif isinstance(event, h11.EndOfMessage):
-                complete = True
-            elif not isinstance(event, h11.InformationalResponse):
-                break
-    except h11.RemoteProtocolError:  # the end is missing
-        pass
-    return Answer(status, headers, bytes(body), complete)
+class Reading:
+    """An answer as it comes in, by h11's rules."""
+
+    def __init__(self, method: str = "POST") -> None:
+        self._client = h11.Connection(h11.CLIENT)
+        self._client.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
+        self._client.send(h11.EndOfMessage())
+        self._body = bytearray()
+        self._status, self._headers = 0, ()
+        self._complete = False
+        self.over = False
+
+    def take(self, data: bytes) -> None:
+        """Bytes that came in; none where the connection ended."""
+        self._client.receive_data(data)
+        try:
+            while not self.over:
+                event = self._client.next_event()
+                if isinstance(event, h11.Response):
+                    self._status, self._headers = event.status_code, tuple(event.headers)
+                elif isinstance(event, h11.Data):
+                    self._body += event.data
+                elif event is h11.NEED_DATA:
+                    return
+                elif not isinstance(event, h11.InformationalResponse):
+                    self._complete = isinstance(event, h11.EndOfMessage)
+                    self.over = True
+        except h11.RemoteProtocolError:  # the end is missing
+            self.over = True
+
+    @property
+    def answer(self) -> Answer:
+        return Answer(self._status, self._headers, bytes(self._body), self._complete)
 
 
 async def _together(all_of_them: list[Any]) -> list[Any]:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from hostile import JSON_TEXTS, damaged, mutated, values
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from mlxlora.serve.app import LoadAdapter, UnloadAdapter
 from mlxlora.serve.requests import RESERVED, ChatRequest, CompletionRequest
@@ -29,6 +28,7 @@ ODD = [
     *("<|im_end|>", "<|im_start|>system\n", "<tool_call>", "</tool_call>", "<think>", "{{ 7*7 }}"),
     *("{% for x in range(10**9) %}{% endfor %}", "\x1b[2J", "a" * 3000, "x" * 200_000, "\r\n\r\n"),
 ]
+ASKED = list(KINDS)[:2]
 texts = st.text(max_size=12) | st.sampled_from(ODD)
 PATTERNS = [
     *(
@@ -150,55 +150,92 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
 ALWAYS = ("max_tokens", "stream")  # said by nearly all requests
 
 
-def valid(annotation: Any) -> st.SearchStrategy[Any]:
-    """Values that fit an annotation, or nearly do."""
+def one_in(count: int) -> st.SearchStrategy[bool]:
+    """True so seldom. (Integers would prefer their ends.)"""
+    return st.sampled_from([False] * (count - 1) + [True])
+
+
+def within(kind: type, metadata: list[Any]) -> st.SearchStrategy[Any]:
+    """Numbers in the bounds of a field."""
+    bounds = {
+        name: getattr(m, name)
+        for m in metadata
+        for name in ("ge", "gt", "le", "lt")
+        if hasattr(m, name)
+    }
+    least, most = bounds.get("ge", bounds.get("gt", -5)), bounds.get("le", bounds.get("lt", 9))
+    if kind is int:
+        return st.integers(least, min(least + 5, most - ("lt" in bounds))) | st.just(least)
+    return st.floats(least + ("gt" in bounds) * 0.01, most)
+
+
+def valid(annotation: Any, metadata: list[Any], tame: bool) -> st.SearchStrategy[Any]:
+    """Values that fit an annotation; or, where not tame, nearly do."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return valid(inner[0])
+        return valid(inner[0], list(inner[1:]), tame)
     if origin is Literal:
         return st.sampled_from(inner)
     if origin in (Union, types.UnionType):
-        return st.one_of([valid(one) for one in inner if one is not type(None)])
+        kinds = [one for one in inner if one is not type(None)]
+        return st.one_of([valid(one, metadata, tame) for one in kinds])
     if origin is list:
-        return st.lists(valid(inner[0]), max_size=3)
+        return st.lists(valid(inner[0], [], tame), min_size=1, max_size=3)
     if origin is dict:
         return st.dictionaries(texts, values, max_size=3)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return st.deferred(lambda: fields_of(annotation))
-    simple = {
+        return st.deferred(lambda: fields_of(annotation, tame))
+    if annotation in (int, float) and tame:
+        return within(annotation, metadata)
+    return {
         bool: st.booleans(),
-        int: st.integers(0, 4)
-        | st.integers()
-        | st.sampled_from([2**63 - 1, 2**64, -(2**63), 10**30]),
-        float: st.floats(0, 2) | st.floats() | st.integers(-3, 3),
+        int: st.integers() | st.sampled_from([2**63 - 1, 2**64, -(2**63), 10**30, 1.0]),
+        float: st.floats() | st.integers(-3, 3),
         str: texts,
-    }
-    return simple.get(annotation, values)
+    }.get(annotation, values)
 
 
-def field(name: str, info: FieldInfo) -> st.SearchStrategy[Any]:
-    fitting = SPECIAL[name] if name in SPECIAL else valid(info.annotation)
-    return st.integers(0, 24).flatmap(lambda dice: values if dice == 0 else fitting)
+TAME: dict[str, st.SearchStrategy[Any]] = {
+    "model": st.sampled_from(MODELS[:4]),
+    "prompt": st.text(min_size=1, max_size=50) | st.lists(st.integers(0, 258), min_size=1),
+    "messages": st.lists(
+        st.fixed_dictionaries(
+            {"role": st.sampled_from(["user", "system"]), "content": st.text(max_size=30)}
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    "stop": st.lists(st.text(min_size=1, max_size=2), max_size=3),
+    "logit_bias": st.dictionaries(st.integers(0, 258).map(str), st.floats(-9, 9), max_size=4),
+    "tool_choice": st.sampled_from(["none", "auto"]),
+    "chat_template_kwargs": st.just({"enable_thinking": False}),
+    "tools": st.just([]),
+    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}]),
+}
 
 
 @st.composite
-def fields_of(draw: st.DrawFn, kind: type[BaseModel]) -> dict[str, Any]:
+def fields_of(draw: st.DrawFn, kind: type[BaseModel], tame: bool = False) -> dict[str, Any]:
     """An object of a model: all that is required, a few of the rest."""
     infos = {info.alias or name: info for name, info in kind.model_fields.items()}
     required = [name for name, info in infos.items() if info.is_required()]
     rest = [name for name in infos if name not in required]
     usual = [name for name in ALWAYS if name in infos]
     chosen = draw(st.lists(st.sampled_from(rest), max_size=4, unique=True)) if rest else []
-    return {
-        name: draw(field(name, infos[name])) for name in dict.fromkeys(required + usual + chosen)
-    }
+    found = {}
+    for name in dict.fromkeys(required + usual + chosen):
+        special = {**SPECIAL, **TAME} if tame else SPECIAL
+        info, fitting = infos[name], special.get(name)
+        if fitting is None:
+            fitting = valid(info.annotation, info.metadata, tame)
+        found[name] = draw(values if not tame and draw(one_in(20)) else fitting)
+    return found
 
 
 @st.composite
 def with_tools(draw: st.DrawFn) -> dict[str, Any]:
     """A chat whose answer is held to a grammar."""
-    body = draw(fields_of(ChatRequest))
-    body["messages"] = [{"role": "user", "content": "hi"}]
+    body = draw(fields_of(ChatRequest, tame=True))
     schema = draw(schemas)
     if draw(st.booleans()):
         body["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
@@ -225,25 +262,22 @@ class Asked:
 
 @st.composite
 def asked(draw: st.DrawFn) -> Asked:
-    path = draw(st.sampled_from([*KINDS, "/v1/chat/completions", "/v1/completions", "grammar"]))
+    path = draw(st.sampled_from([*ASKED, *ASKED, *KINDS, "grammar", "grammar"]))
     if path == "grammar":
-        path, body = "/v1/chat/completions", draw(with_tools())
+        path, body = ASKED[0], draw(with_tools())
     else:
-        body = draw(fields_of(KINDS[path]))
-    match draw(st.integers(0, 19)):
-        case 0:
-            body = draw(mutated(body))
-        case 1:
-            body[draw(st.text(max_size=9))] = draw(values)
+        body = draw(fields_of(KINDS[path], draw(st.booleans())))
+    if draw(one_in(16)):
+        body = draw(mutated(body))
+    if draw(one_in(16)) and isinstance(body, dict):
+        body[draw(st.text(max_size=9))] = draw(values)
     data = json.dumps(body).encode()
-    match draw(st.integers(0, 39)):
-        case 0:
-            data = draw(damaged(data))
-        case 1:
-            data = draw(st.sampled_from(JSON_TEXTS)).encode()
-        case 2:  # something said twice
-            data = data[:-1] + b', "model": "one"}'
-    leaves = draw(st.integers(0, 7))
-    leave = draw(st.sampled_from([0, 1, 100, 600])) if leaves == 0 else None
-    cut = draw(st.integers(0, 300)) if leaves == 1 else None
+    if draw(one_in(24)):
+        data = draw(damaged(data))
+    if draw(one_in(40)):
+        data = draw(st.sampled_from(JSON_TEXTS)).encode()
+    if draw(one_in(40)):  # something said twice
+        data = data[:-1] + b', "model": "one"}'
+    leave = draw(st.sampled_from([None] * 9 + [0, 100, 600]))
+    cut = draw(st.sampled_from([None] * 11 + [9, 150, 300]))
     return Asked(path, data, leave, cut)

@@ -5,12 +5,14 @@ import threading
 
 import mlx.core as mx
 import pytest
+from mlx_lm.generate import BatchGenerator
 from serving import Told, adapter_for, ask
 
 from mlxlora.errors import AdapterError, DataError, ModelError
 from mlxlora.generate import stream
 from mlxlora.lora.attach import attach, detach
 from mlxlora.serve import engine as engine_module
+from mlxlora.serve.answer import Answer
 from mlxlora.serve.engine import Engine, Options
 from mlxlora.serve.grammar import json_grammar
 from mlxlora.serve.orders import Busy, End, Fault, Order, Sampling, Unknown
@@ -109,6 +111,49 @@ def test_adapters_come_and_go_while_others_are_served(dense, trained):
             engine.load("late", trained["one"])
         with pytest.raises(Unknown):
             engine.unload("nobody")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_adapter_unloaded_while_it_is_asked_for_is_not_answered_for(
+    dense, trained, monkeypatch, again
+):
+    with Engine(dense, {"one": trained["one"]}, Options(slots=1)) as engine:
+
+        def meanwhile(grammar, prompt_tokens):
+            engine.unload("one")
+            if again:  # in the slot that is free now
+                engine.load("other", trained["wide"])
+            return lambda tokens, logits: logits
+
+        monkeypatch.setattr(engine.grammars, "compile", meanwhile)
+        last = ask(engine, PROMPTS[0], "one", grammar="any").wait()
+        assert isinstance(last, Fault)
+        assert not last.ours
+        assert "unloaded" in last.message
+        assert engine.health()["waiting"] == 0
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "together"])
+def test_a_fault_while_one_ends_leaves_nobody_waiting(dense, monkeypatch, ends):
+    def broken(*_, **__):
+        raise RuntimeError("out of memory")
+
+    with Engine(dense) as engine:
+        told = [Told(), Told(), Told()]
+        tickets = [engine.submit(Order((1, 2, 3, 4), max_tokens=400), one) for one in told]
+        for one in told:
+            one.next()
+        if ends == "cancelled":
+            monkeypatch.setattr(BatchGenerator, "remove", broken)
+            tickets[0].cancel()
+        else:
+            monkeypatch.setattr(Answer, "token", broken)
+        last = [one.wait() for one in told]
+        assert sum(isinstance(one, Fault) for one in last) == (2 if ends == "cancelled" else 3)
+        monkeypatch.undo()
+        assert isinstance(ask(engine, PROMPTS[0]).wait(), End)
+        health = engine.health()
+        assert (health["running"], health["waiting"], health["restarts"]) == (0, 0, 1)
 
 
 def test_a_prompt_that_goes_on_where_another_ended_is_computed_from_there(dense, trained):

@@ -87,6 +87,20 @@ def test_a_slot_is_used_again_and_nothing_of_the_last_one_stays(dense):
     assert worst(logits[0], alone(dense, second, tokens[0])) < 1e-5
 
 
+def test_a_slot_adds_nothing_where_only_its_last_adapter_had_factors(dense):
+    rows = Rows()
+    adapters = Adapters(dense, rows, slots=2)
+    adapters.load("both", adapter_for(dense, 1, targets=("*.q_proj", "*.down_proj")))
+    adapters.unload("both")
+    narrow, other = adapter_for(dense, 2, targets=("*.q_proj",)), adapter_for(dense, 3)
+    adapters.load("narrow", narrow)
+    adapters.load("other", other)  # beside it, every layer gathers
+    tokens = mx.random.randint(0, 256, (2, 9), key=mx.random.key(2))
+    logits = mixed_logits(adapters, rows, [1, 2], tokens)
+    assert worst(logits[0], alone(dense, narrow, tokens[0])) < 1e-5
+    assert worst(logits[1], alone(dense, other, tokens[1])) < 1e-5
+
+
 def test_one_adapter_adds_nothing_where_only_another_has_factors(dense):
     rows = Rows()
     layer = RowsLinear(dense.model.layers[0].mlp.up_proj, rows, 2, mx.float32)

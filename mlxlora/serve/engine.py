@@ -32,6 +32,7 @@ from mlxlora.serve.lane import Finished, Lane
 from mlxlora.serve.orders import Busy, Order, Sink
 from mlxlora.serve.prefixes import Prefixes
 from mlxlora.serve.rows import Row, Rows, Tagged
+from mlxlora.serve.together import together
 
 LEAST_KEYS = 256 << 20  # bytes for keys and values, however little memory there seems to be
 MOST_PREFIXES = 2 << 30  # bytes of prompts that are kept, unless told otherwise
@@ -108,6 +109,7 @@ class Engine:
         self._seconds = 1.0  # that an answer takes, smoothed
         self._began: dict[Answer, float] = {}
         per_token = _bytes_per_token(base)
+        self.together = together(base, self.options.rows)
         weights = sum(array.nbytes for _, array in tree_flatten(base.model.parameters()))
         beside = max(memory_budget() - weights, LEAST_KEYS)
         kept = self.options.prefixes
@@ -179,9 +181,9 @@ class Engine:
     def _check_room(self, count: int) -> None:
         if self._stopping:
             raise Busy("the server is shutting down", 5)
-        if self._taken + count > self.options.rows + self.options.waiting:
+        if self._taken + count > self.together.rows + self.options.waiting:
             self.counters.refused += 1
-            seconds = self._seconds * self._taken / self.options.rows
+            seconds = self._seconds * self._taken / self.together.rows
             raise Busy(
                 f"{self._taken} requests are being answered or wait already",
                 min(60, max(1, round(seconds))),
@@ -240,8 +242,13 @@ class Engine:
                 logging.getLogger(__name__).error("the engine stumbled", exc_info=error)
 
     def _take(self, answer: Answer) -> None:
-        answer.served.users += 1
+        served = answer.served
         self._began[answer] = time.monotonic()
+        served.users += 1
+        if served.leaving and served.users == 1:  # unloaded since: its slot may be another's
+            answer.fail(f"the adapter {served.name!r} was unloaded meanwhile", ours=False)
+            self._settle(answer)
+            return
         self._waiting.append(answer)
 
     def _cancel(self, answer: Answer) -> None:
@@ -257,16 +264,20 @@ class Engine:
             answer.cancel()
             self._settle(answer)
             return
-        self._running -= 1
-        lane = self._lanes[_lane(answer.served)]
-        finished = lane.remove(answer)
+        key = _lane(answer.served)
+        lane = self._lanes[key]
         answer.cancel()
-        self._close(finished)
+        try:
+            finished = lane.remove(answer)
+            self._running -= 1
+            self._close(finished)
+        except Exception as error:  # whatever it is, nobody shall be left in a batch that is none
+            self._restart(key, lane, error)
 
     def _admit(self) -> None:
         """Begin as many waiting orders as there are rows and room for their keys and values."""
         need = max(map(_length, self._in_flight()), default=0)
-        while self._waiting and self._running < self.options.rows:
+        while self._waiting and self._running < self.together.rows:
             answer = self._waiting[0]
             need = max(need, _length(answer))
             if self._running and (self._running + 1) * need > self._room:
@@ -288,7 +299,7 @@ class Engine:
                 served.form,
                 self._tagged,
                 list(self.base.tokenizer.eos_token_ids),
-                self.options.rows,
+                self.together,
                 self.options.prefill or prefill_tokens(),
             )
         self._lanes[key].insert(answer, caches or make_prompt_cache(self.base.model))

@@ -1,6 +1,6 @@
 """Answers that are decoded together, in one form of the model, by mlx-lm's batch generator."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlx_lm.generate import BatchGenerator
@@ -9,6 +9,7 @@ from mlxlora.lora.whole import Part
 from mlxlora.serve.answer import Answer
 from mlxlora.serve.rows import Tag, Tagged
 from mlxlora.serve.sampling import Sampler
+from mlxlora.serve.together import Together
 
 Finished = tuple[Answer, list[int], list[Any]]  # with the tokens that its caches hold
 
@@ -17,7 +18,12 @@ class Lane:
     """One continuous batch. form: what stands in the model while it computes."""
 
     def __init__(
-        self, form: Part | None, model: Tagged, stop_tokens: Sequence[int], rows: int, prefill: int
+        self,
+        form: Part | None,
+        model: Tagged,
+        stop_tokens: Sequence[int],
+        together: Together,
+        prefill: int,
     ) -> None:
         self.form = form
         self.answers: dict[int, Answer] = {}
@@ -25,8 +31,8 @@ class Lane:
             model,
             sampler=Sampler(model.rows),
             stop_tokens=[[token] for token in stop_tokens],
-            completion_batch_size=rows,
-            prefill_batch_size=rows,
+            completion_batch_size=together.rows,
+            prefill_batch_size=together.prompts,
             prefill_step_size=prefill,
         )
         # It has wired all memory that the system recommends, which may freeze a small Mac;
@@ -46,9 +52,11 @@ class Lane:
         )
         self.answers[answer.uid] = answer
 
-    def step(self) -> list[Finished]:
-        """One token for every row that decodes, a chunk of prompt for every other."""
-        finished = []
+    def step(self) -> Iterator[Finished]:
+        """One token for every row that decodes, a chunk of prompt for every other.
+
+        Whatever fails on the way, .answers are those that were not given out as finished.
+        """
         _, responses = self._generator.next()
         for response in responses:
             answer = self.answers.get(response.uid)
@@ -57,15 +65,14 @@ class Lane:
             done = answer.token(response.token, response.logprobs, response.finish_reason)
             if response.finish_reason is not None:
                 del self.answers[response.uid]
-                finished.append((answer, response.all_tokens, response.prompt_cache[:-1]))
+                yield answer, response.all_tokens, response.prompt_cache[:-1]
             elif done:
-                finished.append(self.remove(answer))
-        return finished
+                yield self.remove(answer)
 
     def remove(self, answer: Answer) -> Finished:
         """Stop computing an answer."""
         assert answer.uid is not None
-        del self.answers[answer.uid]
         removed = self._generator.remove([answer.uid], return_prompt_caches=True)
+        del self.answers[answer.uid]
         caches, tokens = removed.get(answer.uid, ([], []))
         return answer, tokens, caches[:-1]

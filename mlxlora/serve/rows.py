@@ -135,9 +135,16 @@ class RowsLinear(nn.Module):
         self._view()
 
     def clear(self, slot: int) -> None:
-        """Let the slot add nothing. Its numbers stay in the stacks until they are replaced."""
-        self._used.discard(slot)
-        self._own[slot] = None
+        """Let the slot add nothing.
+
+        Its next adapter may pass this layer by, and then stands in a batch with others that do not.
+        """
+        if slot in self._used:
+            self._used.discard(slot)
+            self._own[slot] = None
+            self._a[slot] = 0
+            self._b[slot] = 0
+            self._view()
 
     @property
     def empty(self) -> bool:

@@ -124,7 +124,10 @@ def serve(
                     ("page", url),
                     ("API", f"{url}/v1"),
                     ("models", ", ".join(one["id"] for one in service.models())),
-                    ("context", f"{engine.context:,} tokens, {batch} answers at once"),
+                    (
+                        "context",
+                        f"{engine.context:,} tokens, {engine.together.rows} answers at once",
+                    ),
                 ]
             )
             screen.say("Ctrl-C stops it.", "dim")

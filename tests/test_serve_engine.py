@@ -233,6 +233,17 @@ def test_a_fault_of_the_engine_ends_those_in_flight_and_it_begins_anew(dense, tr
         assert engine.health()["restarts"] >= 1
 
 
+def test_one_who_cannot_be_told_harms_nobody(dense):
+    def deaf(event):
+        raise RuntimeError("gone")
+
+    with Engine(dense) as engine:
+        engine.submit(Order(tuple(PROMPTS[0]), None, 20), deaf)
+        engine._inbox.put(lambda: 1 / 0)
+        assert ask(engine, PROMPTS[1]).wait().reason == "length"
+        assert engine.health()["status"] == "ok"
+
+
 def test_stopping_ends_what_is_in_flight_honestly(dense):
     engine = Engine(dense)
     engine.start()

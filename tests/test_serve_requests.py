@@ -304,3 +304,21 @@ def test_random_turns_raise_nothing_but_wire_errors(kind, data):
 def test_random_bytes_raise_nothing_but_wire_errors(body, kind):
     with pytest.raises(WireError):
         parse(body, kind)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({**TEXT, "prompt": [1] * 500_001}, None),
+        ({**TEXT, "prompt": [[1]] * 50_001}, None),
+        ({**TEXT, "metadata": [{}] * 60_000}, None),
+        ({**TEXT, **{f"f{i}": 1 for i in range(1000)}}, "f0"),
+        ({**TEXT, "logit_bias": {str(i): 1 for i in range(10_001)}}, "logit_bias"),
+        ({**CHAT, "messages": TURNS * 5000}, "messages"),
+        ({**CHAT, "messages": [{"role": "user", "content": [{}] * 2000}]}, "messages.0.content"),
+        ({**CHAT, "messages": [{"x": 1}] * 4000}, "messages.0.x"),
+        ({**CHAT, "tools": [TOOL] * 129}, "tools"),
+    ],
+)
+def test_a_body_in_too_many_pieces_is_refused(body, named):
+    assert param(body, CompletionRequest if "prompt" in body else ChatRequest) == named

@@ -1,8 +1,9 @@
 """The two servers as programs of their own: started on a free port, waited for, ended.
 
-Both get the same model and the same adapters. mlxlora is told its adapters when it starts and
-knows them by name; mlx_lm.server is told an adapter's directory in each request, and takes it
-only beside a model that is named too.
+Both get the same model and the same adapters, and multiply with the same BLAS: on Linux that is
+the OpenBLAS that importing mlxlora loads, many times as fast as the one in MLX's wheel. mlxlora
+is told its adapters when it starts and knows them by name; mlx_lm.server is told an adapter's
+directory in each request, and takes it only beside a model that is named too.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from mlxlora.bench.wire import Address, BrokenAnswer, get
 
 HOST = "127.0.0.1"
 START_SECONDS = 600.0  # a large model may have to be read from a slow disk
+WITH_SAME_BLAS = "import mlxlora; from mlx_lm.cli import main; main()"
 STOP_SECONDS = 10.0  # after which a server is ended for good
 POLL_SECONDS = 0.05
 
@@ -45,7 +47,7 @@ def _ours(given: Given, port: int) -> list[str]:
 
 
 def _mlx_lm(given: Given, port: int) -> list[str]:
-    words = [sys.executable, "-P", "-m", "mlx_lm", "server", "--model", str(given.model)]
+    words = [sys.executable, "-P", "-c", WITH_SAME_BLAS, "server", "--model", str(given.model)]
     return [*words, "--host", HOST, "--port", str(port), "--log-level", "WARNING"]
 
 
@@ -89,7 +91,7 @@ class Server:
             with open(f"/proc/{self.process.pid}/status", encoding="ascii") as file:
                 fields = dict(line.split(":", 1) for line in file if ":" in line)
             return int(fields["VmRSS"].split()[0]) * 1024
-        with contextlib.suppress(OSError, ValueError):  # macOS has no /proc
+        with contextlib.suppress(OSError, ValueError):  # macOS has no /proc; not run there
             return int(subprocess.run(words, capture_output=True, check=False).stdout) * 1024
         return 0
 

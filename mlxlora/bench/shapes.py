@@ -43,6 +43,7 @@ def _qwen3(hidden: int, blocks: int, mlp: int, heads: int, kv: int, size: int) -
 # A new shape is one line: name -> config.json as published.
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {**_qwen3(64, 2, 128, 2, 1, 32), "vocab_size": 512},
+    "mini": {**_qwen3(384, 6, 1152, 6, 3, 64), "vocab_size": 16_384},
     "small": _qwen3(512, 8, 1536, 8, 4, 64),
     "qwen3-0.6b": _qwen3(1024, 28, 3072, 16, 8, 128),
     "llama-3.2-1b": {

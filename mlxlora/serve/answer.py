@@ -1,5 +1,6 @@
 """One answer in the making: tokens to text, stops, log-probabilities, and who is told."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ class Answer:
         self.tokens = 0  # generated
         self.cancelled = False
         self.done = False
-        self._sink = sink
+        self._sink: Sink | None = sink
         self._detokenizer = _detokenizer(tokenizer, order.continues)
         self._stops = Stops(order.stops)
         self._grammar = grammar
@@ -61,7 +62,7 @@ class Answer:
         spelled = None if self.order.top is None else _spelled(token, logprobs, self.order.top)
         piece, stopped = self._stops.feed(text, spelled)
         if piece is not None:
-            self._sink(piece)
+            self._say(piece)
         if stopped:
             self._end("stop")
         elif reason is not None:
@@ -95,11 +96,20 @@ class Answer:
         piece, stopped = self._stops.feed(text, None)
         for rest in (piece, None if stopped else self._stops.flush()):
             if rest is not None:
-                self._sink(rest)
+                self._say(rest)
         self._end("stop" if stopped else reason)
 
     def _end(self, reason: str) -> None:
         self._last_word(End(reason, len(self.order.prompt), self.cached, self.tokens))
+
+    def _say(self, event: Event) -> None:
+        """To whoever asked. One who cannot be told any more is not told again."""
+        try:
+            if self._sink is not None:
+                self._sink(event)
+        except Exception as error:  # whatever it is, the others go on
+            logging.getLogger(__name__).warning("an answer could not be told: %s", error)
+            self._sink = None
 
     def _last_word(self, last: Event) -> None:
         self.done = True
@@ -108,7 +118,7 @@ class Answer:
     def tell_last(self) -> None:
         """Tell that it is done; after everything that counts answers knows it too."""
         if self._last is not None:
-            self._sink(self._last)
+            self._say(self._last)
             self._last = None
 
     def _guarded(self, processor: Processor) -> Processor:

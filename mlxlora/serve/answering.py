@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -39,6 +40,7 @@ class Running:
         self._events: asyncio.Queue[Numbered] = asyncio.Queue()
         self._tickets: list[Ticket] = []
         self.left = len(orders)
+        engine.check_room(len(orders))
         try:
             for number, order in enumerate(orders):
                 self._tickets.append(engine.submit(order, partial(self._tell, number)))
@@ -74,7 +76,8 @@ class Running:
 
     def _tell(self, number: int, event: Event) -> None:
         """In the engine's thread."""
-        self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
 
 
 async def while_connected(receive: Receive, work: Awaitable[T]) -> T:

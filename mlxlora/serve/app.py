@@ -41,9 +41,9 @@ from mlxlora.serve.engine import Engine
 from mlxlora.serve.guard import KINDS, Guard, Rules
 from mlxlora.serve.library import check_name, load_from
 from mlxlora.serve.metrics import CONTENT_TYPE, metrics
-from mlxlora.serve.orders import Busy, End, Fault, Order, Piece, Unknown
+from mlxlora.serve.orders import Busy, End, Order, Piece, Unknown
 from mlxlora.serve.reading import read_object
-from mlxlora.serve.refusals import WireError, bad_field, error_body
+from mlxlora.serve.refusals import WireError, bad_field, error_body, of_fault
 from mlxlora.serve.requests import ChatRequest, CompletionRequest, parse
 from mlxlora.serve.speech import Speech
 from mlxlora.serve.spelling import Spelling
@@ -169,7 +169,7 @@ def application(service: Service, rules: Rules) -> Guard:
 
 async def _chat(request: Request) -> Response:
     service = _service(request)
-    asked = parse(await request.body(), ChatRequest)
+    asked = await service.read(partial(parse, await request.body(), ChatRequest))
     adapter = service.adapter(asked.model)
     made = await service.read(partial(prompts.chat, asked, service.model, adapter))
     spelling = service.spelling if asked.logprobs else None
@@ -195,7 +195,7 @@ async def _chat(request: Request) -> Response:
 
 async def _completion(request: Request) -> Response:
     service = _service(request)
-    asked = parse(await request.body(), CompletionRequest)
+    asked = await service.read(partial(parse, await request.body(), CompletionRequest))
     adapter = service.adapter(asked.model)
     made = await service.read(partial(prompts.completion, asked, service.model, adapter))
     spelling = service.spelling if asked.logprobs is not None else None
@@ -253,7 +253,7 @@ async def _whole(service: Service, running: Running, answer: _Answer) -> Respons
                     told.take(number, event)
     finally:
         running.cancel()
-    told.report()
+        told.report()
     return _json(answer.whole(answer.head, answer.choices, told.usage))
 
 
@@ -273,9 +273,9 @@ async def _chunks(
                     yield [chunk([one]) for one in new]
         if tell_usage:
             yield [chunk([], told.usage)]
-        told.report()
     finally:
         running.cancel()
+        told.report()
 
 
 class _Told:
@@ -301,6 +301,9 @@ class _Told:
 
     def report(self) -> None:
         """A line for whoever runs the server."""
+        if len(self._ends) < len(self._answer.choices):
+            self._service.say(f"{self._answer.head.model}  not completed")
+            return
         total, seconds = self.usage, time.monotonic() - self._began
         cached = total["prompt_tokens_details"]["cached_tokens"]
         known = f" ({cached:,} kept)" if cached else ""
@@ -416,7 +419,7 @@ def _as_wire(error: Exception) -> WireError:
     if isinstance(error, WireError):
         return error
     if isinstance(error, Failed):
-        return _as_fault(error.fault)
+        return of_fault(error.fault)
     if isinstance(error, Busy):
         return WireError(429, f"{error}; come again later", KINDS[429], code="rate_limit_exceeded")
     if isinstance(error, Unknown):  # unloaded while it was being asked
@@ -428,9 +431,3 @@ def _as_wire(error: Exception) -> WireError:
         return WireError(error.status_code, said.get(error.status_code, str(error.detail)))
     logging.getLogger(__name__).error("a request failed", exc_info=error)
     return WireError(500, f"a fault of this server ({type(error).__name__})", SERVER_ERROR)
-
-
-def _as_fault(fault: Fault) -> WireError:
-    if fault.ours:
-        return WireError(500, fault.message, SERVER_ERROR)
-    return bad_field(None, fault.message)

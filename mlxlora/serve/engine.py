@@ -166,18 +166,26 @@ class Engine:
             grammar = self.grammars.compile(order.grammar, len(order.prompt))
         answer = Answer(order, sink, served, row, self.base.tokenizer, grammar)
         with self._lock:
-            if self._stopping:
-                raise Busy("the server is shutting down", 5)
-            if self._taken >= self.options.rows + self.options.waiting:
-                self.counters.refused += 1
-                seconds = self._seconds * self._taken / self.options.rows
-                raise Busy(
-                    f"{self._taken} requests are being answered or wait already",
-                    min(60, max(1, round(seconds))),
-                )
+            self._check_room(1)
             self._taken += 1
         self._inbox.put(lambda: self._take(answer))
         return Ticket(self, answer)
+
+    def check_room(self, count: int) -> None:
+        """Raise Busy if so many more orders would not be taken now."""
+        with self._lock:
+            self._check_room(count)
+
+    def _check_room(self, count: int) -> None:
+        if self._stopping:
+            raise Busy("the server is shutting down", 5)
+        if self._taken + count > self.options.rows + self.options.waiting:
+            self.counters.refused += 1
+            seconds = self._seconds * self._taken / self.options.rows
+            raise Busy(
+                f"{self._taken} requests are being answered or wait already",
+                min(60, max(1, round(seconds))),
+            )
 
     def load(self, name: str, adapter: Adapter, *, force: bool = False) -> None:
         """Take one more adapter into service; others go on. Raises AdapterError."""
@@ -220,13 +228,16 @@ class Engine:
 
     def _listen(self, wait: bool) -> None:
         """Do what was asked for meanwhile."""
-        try:
-            if wait:
-                self._inbox.get(timeout=IDLE_SECONDS)()
-            while True:
-                self._inbox.get_nowait()()
-        except Empty:
-            return
+        while True:
+            try:
+                asked = self._inbox.get(wait, IDLE_SECONDS) if wait else self._inbox.get_nowait()
+            except Empty:
+                return
+            wait = False
+            try:
+                asked()
+            except Exception as error:  # a fault of ours, but the thread must live
+                logging.getLogger(__name__).error("the engine stumbled", exc_info=error)
 
     def _take(self, answer: Answer) -> None:
         answer.served.users += 1

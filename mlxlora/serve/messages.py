@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from mlxlora.serve.reading import half_pair, read_json
 from mlxlora.serve.refusals import WireError
 from mlxlora.serve.strict import Strict, refuse
 
 MOST_MESSAGES = 4096
+MOST_PARTS = 1024  # of a message
 
 
 class Part(Strict):
@@ -36,7 +37,7 @@ def _parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-Content = Annotated[list[Part], BeforeValidator(_parts)]
+Content = Annotated[list[Part], Field(max_length=MOST_PARTS), BeforeValidator(_parts)]
 
 
 def read_arguments(text: Any) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] = Field(default_factory=list)
+    tool_calls: Annotated[list[ToolCall], FailFast()] = Field(default_factory=list)
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None

@@ -1,5 +1,6 @@
 """From a request to orders: its prompt rendered, its choices numbered, its answer held."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,12 +13,13 @@ from mlxlora.generate import chat_tokens
 from mlxlora.serve.abilities import knows_tools, thinking_of
 from mlxlora.serve.grammar import ANY_OBJECT, Grammars, Thinking
 from mlxlora.serve.orders import Order, Sampling
-from mlxlora.serve.refusals import bad_field
+from mlxlora.serve.refusals import WireError, bad_field
 from mlxlora.serve.requests import ChatRequest, CompletionRequest, Request
 from mlxlora.serve.speech import Manner
 from mlxlora.serve.tools import Tool, arguments_schema
 
 MOST_ORDERS = 128  # of one request
+LETTERS = 64  # of a token on average, at most; more than a context of them need not be cut first
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / the golden ratio: choices' seeds lie far from each other
 
 
@@ -79,7 +81,7 @@ def chat(request: ChatRequest, model: Model, adapter: str | None = None) -> Chat
     if not tokenizer.has_chat_template:
         raise bad_field("messages", "this model has no chat template; ask /v1/completions")
     tools = _tools(request, tokenizer)
-    tokens = _rendered(request, tokenizer, tools)
+    tokens = _rendered(request, model, tools)
     thinking = thinking_of(tokenizer, tokens)
     native = tokenizer.tool_parser is json_tools.parse_tool_call
     grammar = None
@@ -158,7 +160,7 @@ def _tools(request: ChatRequest, tokenizer: Any) -> list[Tool]:
     return request.tools
 
 
-def _rendered(request: ChatRequest, tokenizer: Any, tools: list[Tool]) -> list[int]:
+def _rendered(request: ChatRequest, model: Model, tools: list[Tool]) -> list[int]:
     words: dict[str, Any] = {}
     if request.reasoning_effort == "none":
         words["enable_thinking"] = False
@@ -166,8 +168,12 @@ def _rendered(request: ChatRequest, tokenizer: Any, tools: list[Tool]) -> list[i
         words.update(enable_thinking=True, reasoning_effort=request.reasoning_effort)
     words |= request.chat_template_kwargs
     turns = [message.plain() for message in request.messages]
+    told = [tool.plain() for tool in tools]
+    calls = sum(len(json.dumps(turn.get("tool_calls", ""))) for turn in turns)
+    _check_length(calls + sum(len(turn["content"]) for turn in turns), model, "messages")
+    _check_length(len(json.dumps(told)), model, "tools")
     try:
-        return chat_tokens(tokenizer, turns, [tool.plain() for tool in tools] or None, words)
+        return chat_tokens(model.tokenizer, turns, told or None, words)
     except DataError as error:
         raise bad_field("messages", str(error)) from error
 
@@ -179,6 +185,7 @@ def _checked(prompt: str | list[int], model: Model, param: str) -> list[int]:
         if min(prompt) < 0 or largest >= model.vocabulary:
             raise bad_field(param, f"token ids are from 0 to {model.vocabulary - 1:,}")
         return prompt
+    _check_length(len(prompt), model, param)
     tokens = list(model.tokenizer.encode(prompt))
     if not tokens:
         raise bad_field(param, "it is empty to this model, so there is nothing to continue")
@@ -189,15 +196,24 @@ def _checked(prompt: str | list[int], model: Model, param: str) -> list[int]:
     return tokens
 
 
+def _check_length(letters: int, model: Model, param: str) -> None:
+    if letters > LETTERS * model.context:
+        raise _too_long(f"this has {letters:,} letters", model, param)
+
+
+def _too_long(what: str, model: Model, param: str) -> WireError:
+    return bad_field(
+        param,
+        f"{what}, and the model's context has {model.context:,} tokens for prompt and answer "
+        "together; shorten it",
+        "context_length_exceeded",
+    )
+
+
 def _room(wanted: int, prompt: int, model: Model, param: str) -> int:
     """Tokens that the answer may have."""
     if prompt >= model.context:
-        raise bad_field(
-            param,
-            f"this is {prompt:,} tokens, and the model's context has {model.context:,} for prompt "
-            "and answer together; shorten it",
-            "context_length_exceeded",
-        )
+        raise _too_long(f"this is {prompt:,} tokens", model, param)
     return min(wanted, model.context - prompt)
 
 

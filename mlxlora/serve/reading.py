@@ -13,20 +13,26 @@ from typing import Any, NoReturn
 from mlxlora.serve.refusals import WireError, bad_field
 
 DEPTH = 64  # of objects and lists in each other
+MOST_VALUES = 500_000  # as its commas and brackets tell, those in texts too
+MOST_CONTAINERS = 50_000  # objects and lists
 _HALVES = re.compile("[\ud800-\udfff]")
+_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")  # only so can half a pair be written
 
 
 def read_object(body: bytes | bytearray) -> dict[str, Any]:
     """Raises WireError (400) for anything that is not one well-formed JSON object."""
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
+        raise bad_field(None, f"the body holds more than {MOST_VALUES:,} values; shorten it")
     try:
-        value = read_json(bytes(body).decode("utf-8-sig"))
+        text = bytes(body).decode("utf-8-sig")
+        value = read_json(text)
     except UnicodeDecodeError as error:
         raise bad_field(None, f"the body is not UTF-8 text (byte {error.start + 1})") from None
     except ValueError as error:
         raise bad_field(None, f"the body is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise bad_field(None, "the body must be a JSON object")
-    path = half_pair(value)
+    path = half_pair(value) if _ESCAPED.search(text) else None
     if path is not None:
         raise bad_field(path or None, "it holds half a surrogate pair, which is no text")
     return value
@@ -39,13 +45,11 @@ def read_json(text: str) -> Any:
             text,
             object_pairs_hook=_once,
             parse_float=_finite,
-            parse_int=_whole,
             parse_constant=_constant,
         )
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
-    if _deeper(value, DEPTH):
-        raise ValueError(_TOO_DEEP)
+    _check_shape(value)
     return value
 
 
@@ -70,14 +74,18 @@ def half_pair(value: Any) -> str | None:
 _TOO_DEEP = f"objects and lists are more than {DEPTH} deep"
 
 
-def _deeper(value: Any, limit: int) -> bool:
+def _check_shape(value: Any) -> None:
+    """Raise ValueError for what is too deep, or in too many pieces, to be looked into."""
     level = [value] if isinstance(value, dict | list) else []
-    for _ in range(limit + 1):
+    count = 0
+    for _ in range(DEPTH):
+        count += len(level)
+        if count > MOST_CONTAINERS:
+            raise ValueError(f"it holds more than {MOST_CONTAINERS:,} objects and lists")
         values = (one.values() if isinstance(one, dict) else one for one in level)
         level = [v for inner in values for v in inner if isinstance(v, dict | list)]
-        if not level:
-            return False
-    return True
+    if level:
+        raise ValueError(_TOO_DEEP)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -95,12 +103,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"the number {text[:40]} is too large")
     return number
-
-
-def _whole(text: str) -> int:
-    if len(text) > 40:
-        raise ValueError(f"the number {text[:40]}... is too large")
-    return int(text)
 
 
 def _constant(text: str) -> NoReturn:

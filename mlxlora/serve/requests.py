@@ -4,9 +4,11 @@ A field is honoured, or is accepted because it promises nothing that would be mi
 refused by name. None is ignored in silence.
 """
 
+from inspect import signature
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, PlainValidator, model_validator
+from pydantic import BeforeValidator, FailFast, Field, PlainValidator, model_validator
+from transformers import PreTrainedTokenizerBase
 
 from mlxlora.serve.messages import MOST_MESSAGES, Message
 from mlxlora.serve.reading import read_object
@@ -15,15 +17,11 @@ from mlxlora.serve.tools import MOST_TOOLS, Choice, Tool, read_choice
 
 MOST_CHOICES = 16
 MOST_STOPS = 16
+MOST_BIASED = 10_000
 LONGEST_STOP = 1000  # characters
 TEMPLATE_WORDS = 100  # characters of a text in chat_template_kwargs
-# What the server itself says to the renderer of templates.
-RESERVED = {
-    *("messages", "conversation", "chat_template", "tools", "documents", "tokenize"),
-    *("add_generation_prompt", "continue_final_message", "padding", "truncation", "max_length"),
-    *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
-    *("processor_kwargs", "self"),
-}
+# What the server itself says to the renderer of templates, or what would not reach one.
+RESERVED = {"messages", "self", *signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
 # Fields of OpenAI's that would change the answer, and what to do instead.
 REFUSED = {
     "audio": "answers are text alone; leave it out",
@@ -51,6 +49,8 @@ def _stops(value: Any) -> Any:
 def _bias(value: Any) -> tuple[tuple[int, float], ...]:
     if not isinstance(value, dict):
         refuse("it must be an object of token ids and amounts")
+    if len(value) > MOST_BIASED:
+        refuse(f"at most {MOST_BIASED:,} tokens are biased")
     found = {}
     for name, amount in value.items():
         if not (name.isascii() and name.isdigit() and len(name) <= 10):
@@ -141,7 +141,7 @@ def _template_words(value: Any) -> Any:
 class ChatRequest(Request):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1, max_length=MOST_MESSAGES)
     chat_template_kwargs: Annotated[Plain, BeforeValidator(_template_words)] = Field(
         default_factory=dict
     )
@@ -152,7 +152,7 @@ class ChatRequest(Request):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     response_format: ResponseFormat | None = None
     tool_choice: Annotated[Choice | None, PlainValidator(read_choice)] = None
-    tools: list[Tool] = Field(default_factory=list, max_length=MOST_TOOLS)
+    tools: Annotated[list[Tool], FailFast()] = Field(default_factory=list, max_length=MOST_TOOLS)
     top_logprobs: int | None = Field(None, ge=0, le=20)
     verbosity: Literal["medium"] | None = None
     # Without effect: nothing is stored, nobody is billed, prompts are kept anyway.

@@ -7,6 +7,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from mlxlora.serve.refusals import WireError, bad_field
 
+MOST_FIELDS = 100
+UNKNOWN = "this server does not know this field; leave it out"
 SHOWN = 100  # characters of a name that is not ours
 
 
@@ -21,6 +23,8 @@ class Strict(BaseModel):
         if not isinstance(value, dict):
             return value
         known = {field.alias or name for name, field in cls.model_fields.items()}
+        if len(value) > MOST_FIELDS:  # or each would be complained of
+            refuse(UNKNOWN, next(name for name in value if name not in known))
         return {name: v for name, v in value.items() if v is not None or name not in known}
 
     @classmethod
@@ -51,7 +55,7 @@ def _first(error: ValidationError) -> WireError:
 
 def _said(details: ErrorDetails) -> str:
     if details["type"] == "extra_forbidden":
-        return "this server does not know this field; leave it out"
+        return UNKNOWN
     if details["type"] == "missing":
         return "this field is required"
     message = details["msg"]

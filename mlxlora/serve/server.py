@@ -1,5 +1,6 @@
 """The application on a socket: uvicorn, with limits on connections and how long they may take."""
 
+import asyncio
 import socket
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from mlxlora.serve.guard import Guard
 from mlxlora.serve.protocol import HEADER_BYTES, IDLE_SECONDS, MOST_CONNECTIONS, TimedProtocol
 
 SHUTDOWN_SECONDS = 5  # for answers in the making, once the server is to stop
+TELL_SECONDS = 5  # for telling that they were ended
 BACKLOG = 512
 
 
@@ -29,13 +31,25 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until Ctrl-C or a kill; ready is called when requests are answered."""
+def run(
+    app: Guard, listener: socket.socket, ready: Callable[[], None], stop: Callable[[], None]
+) -> None:
+    """Serve until Ctrl-C or a kill; ready is called when requests are answered.
+
+    stop, which may wait, is to end answers that are still in the making SHUTDOWN_SECONDS after
+    that, so that their clients are told why.
+    """
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             ready()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            loop = asyncio.get_running_loop()
+            late = loop.call_later(SHUTDOWN_SECONDS, loop.run_in_executor, None, stop)
+            await super().shutdown(sockets)
+            late.cancel()
 
     config = uvicorn.Config(
         app,
@@ -46,7 +60,7 @@ def run(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> None:
         log_level="warning",
         server_header=False,
         timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS + TELL_SECONDS,
         limit_concurrency=MOST_CONNECTIONS,
         h11_max_incomplete_event_size=HEADER_BYTES,
     )

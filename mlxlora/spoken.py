@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.padding import Padding
-from rich.text import Text
 
 from mlxlora.console import Screen
 from mlxlora.errors import printable
@@ -25,17 +24,18 @@ def speak(screen: Screen, pieces: Iterator[str]) -> str:
         return screen.stream(pieces)
     console = screen.console
     text, shown = "", 0  # shown: characters that are printed for good
-    with Live(console=console, transient=True, refresh_per_second=REFRESHES) as live:
-        for piece in pieces:
-            text += piece
-            done = complete(text, shown)
-            if done > shown:
-                console.print(_drawn(text[shown:done]))
-                shown = done
-            live.update(_drawn(text[shown:]))
-        live.update(Text())
-    if text[shown:].strip():
-        console.print(_drawn(text[shown:]))
+    try:
+        with Live(console=console, transient=True, refresh_per_second=REFRESHES) as live:
+            for piece in pieces:
+                text += piece
+                done = complete(text, shown)
+                if done > shown:
+                    console.print(_drawn(text[shown:done]))
+                    shown = done
+                live.update(_drawn(text[shown:]))
+    finally:  # an answer that is stopped keeps what it has said
+        if text[shown:].strip():
+            console.print(_drawn(text[shown:]))
     return text
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -21,14 +20,8 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-import mlxlora.serve
+from mlxlora.serve.app import CONTENT_POLICY, PAGE
 
-PAGE = Path(mlxlora.serve.__path__[0]) / "page"
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'"
-)
 BASE = "lab/Qwen3-0.6B-4bit"
 SECONDS = 30  # at most for what is waited for
 
@@ -154,7 +147,10 @@ def application(script: Script) -> Starlette:
     async def guarded(scope, receive, send) -> None:
         async def with_policy(message) -> None:
             if message["type"] == "http.response.start":
-                headers = [*message["headers"], (b"content-security-policy", POLICY.encode())]
+                headers = [
+                    *message["headers"],
+                    (b"content-security-policy", CONTENT_POLICY.encode()),
+                ]
                 message = {**message, "headers": headers}
             await send(message)
 
@@ -192,10 +188,17 @@ def event(choice: dict[str, Any]) -> str:
 
 
 @contextmanager
-def serving(script: Script) -> Iterator[uvicorn.Server]:
-    """On a port of its own, in a thread; script.url says where."""
+def serving(script: Script) -> Iterator[None]:
+    """The scripted server; script.url says where."""
+    with on_a_port(application(script)) as script.url:
+        yield
+
+
+@contextmanager
+def on_a_port(app: Any) -> Iterator[str]:
+    """An application on a port of its own, in a thread: its address."""
     config = uvicorn.Config(
-        application(script), port=0, log_level="error", timeout_graceful_shutdown=1
+        app, port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -204,9 +207,8 @@ def serving(script: Script) -> Iterator[uvicorn.Server]:
     while not server.started:
         assert thread.is_alive() and time.monotonic() < limit
         thread.join(0.01)
-    script.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
-        yield server
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(SECONDS)

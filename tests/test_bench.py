@@ -199,7 +199,7 @@ def test_a_process_that_fails_is_told_with_its_last_words():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (Options(shape="huge"), "--shape must be tiny, small, qwen3-0.6b, .* not 'huge'"),
+        (Options(shape="huge"), "--shape must be tiny, mini, small, qwen3-0.6b, .* not 'huge'"),
         (Options(workloads=("answers", "odd")), "--workload must be answers, mixed or long"),
         (Options(against="x"), "--against must be mlx-lm or none, not 'x'"),
         (Options(bits=5), "--bits must be 0, 4 or 8, not 5"),

@@ -562,3 +562,24 @@ def test_mlx_lm_s_server_answers_as_its_own_generate_does_with_each_adapter(tmp_
         wanted = mlx_lm_generate(model, tokenizer, prompt_of(number), max_tokens=6)
         assert texts[number] == wanted
     assert len(set(texts.values())) == 8
+
+
+@pytest.mark.slow
+def test_both_real_servers_are_measured_and_answer_alike():
+    words = "bench --serve --shape tiny --rounds 1 --clients 2 --requests 1 --json"
+    result = CliRunner().invoke(app, words.split())
+    assert result.exit_code == 0, (result.output, result.exception)
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["same_answers"] == [4, 4] and len(found["ratios"]) == 4
+    assert [(row["setting"], row["side"]) for row in found["serving"]] == [
+        (key, side) for key in (STREAM, ONE, MIXED) for side in (MLX_LM, OURS)
+    ]
+    assert all(row["tokens_per_second"] > 0 for row in found["serving"])
+
+
+@pytest.mark.slow
+def test_the_real_server_stays_whole_under_clients_that_vanish(monkeypatch):
+    monkeypatch.setattr(soaking, "MORE_MEMORY", 2.0)  # it still fills its caches
+    found = soak("", "tiny", 4, 100, 0, lambda *_: None)
+    assert not found.faults and found.counts.keys() <= {FINISHED, CANCELLED}
+    assert sum(found.counts.values()) == 100 and found.counts[CANCELLED] > 10

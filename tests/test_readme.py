@@ -119,7 +119,7 @@ def test_the_python_example_runs(quantized_path, tmp_path, monkeypatch, capsys):
         f"model = {toml_value(str(quantized_path))}\nout = 'runs/mine'\n"
         f"[data]\npath = {toml_value(str(data))}\n[train]\nupdates = 2\n"
     )
-    (code,) = blocks("python")
+    (code,) = [block for block in blocks("python") if block.startswith("import mlxlora")]
     exec(compile(code.replace(MODEL, str(quantized_path)), "README.md", "exec"), {})
     assert "Done(" in capsys.readouterr().out
     assert (tmp_path / "fused" / "config.json").exists()

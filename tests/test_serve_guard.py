@@ -142,10 +142,21 @@ def piece(body, more=True):
 
 
 def test_a_body_without_a_length_is_counted_as_it_comes():
-    sent = drive(Rules(body_bytes=10), [piece(b"12345"), piece(b"678901")])
+    sent = drive(Rules(body_bytes=10), [piece(b"12345"), piece(b"678901", more=False)])
     assert sent[0]["status"] == 413
     sent = drive(Rules(body_bytes=10), [piece(b"12345"), piece(b"67890", more=False)])
     assert sent[1]["body"] == b"10"
+
+
+def test_a_body_that_is_far_too_large_is_not_read_to_its_end():
+    assert drive(Rules(body_bytes=10), [piece(b"x" * 161)])[0]["status"] == 413
+    late = Rules(body_bytes=10, body_seconds=0.01)
+    assert drive(late, [piece(b"x" * 11)])[0]["status"] == 413
+
+
+def test_half_a_body_is_not_passed_on():
+    assert drive(Rules(), [piece(b"{}"), {"type": "http.disconnect"}]) == []
+    assert not SEEN
 
 
 def test_a_body_that_never_ends_times_out():

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from mlxlora.console import Screen
@@ -41,3 +42,16 @@ def test_a_pipe_gets_the_text_and_a_terminal_what_it_means():
 
 def test_escapes_of_a_model_do_not_reach_the_terminal():
     assert "\x1b]0;" not in shown(True, ["\x1b]0;title\x07 hi\n\n", "more \x1b]0;x\x07"])
+
+
+def test_an_answer_that_is_stopped_keeps_what_it_has_said():
+    def pieces():
+        yield "first words\n\nand "
+        yield "more"
+        raise KeyboardInterrupt
+
+    screen, file = Screen(), io.StringIO()
+    screen._console = Console(file=file, force_terminal=True, width=60, color_system=None)
+    with pytest.raises(KeyboardInterrupt):
+        speak(screen, pieces())
+    assert file.getvalue().rstrip().endswith("and more")

@@ -1,9 +1,9 @@
 """The two servers as programs of their own: started on a free port, waited for, ended.
 
 Both get the same model and the same adapters, and multiply with the same BLAS: on Linux that is
-the OpenBLAS that importing mlxlora loads, many times as fast as MLX's own. mlxlora is told its adapters when it starts and
-knows them by name; mlx_lm.server is told an adapter's directory in each request, and takes it
-only beside a model that is named too.
+the OpenBLAS that importing mlxlora loads, many times as fast as the one in MLX's wheel. mlxlora
+is told its adapters when it starts and knows them by name; mlx_lm.server is told an adapter's
+directory in each request, and takes it only beside a model that is named too.
 """
 
 import asyncio
@@ -91,7 +91,7 @@ class Server:
             with open(f"/proc/{self.process.pid}/status", encoding="ascii") as file:
                 fields = dict(line.split(":", 1) for line in file if ":" in line)
             return int(fields["VmRSS"].split()[0]) * 1024
-        with contextlib.suppress(OSError, ValueError):  # macOS has no /proc
+        with contextlib.suppress(OSError, ValueError):  # macOS has no /proc; not run there
             return int(subprocess.run(words, capture_output=True, check=False).stdout) * 1024
         return 0
 

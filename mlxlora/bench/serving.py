@@ -42,7 +42,7 @@ class ServeOptions:
     """What to measure."""
 
     model: str = ""  # directory or Hub id; "" for the shape
-    shape: str = "small"
+    shape: str = "mini"
     bits: int = 0
     rank: int = 8
     against: str = MLX_LM

@@ -27,6 +27,7 @@ HEADERS = {
     b"referrer-policy": b"no-referrer",
     b"cross-origin-resource-policy": b"same-origin",
 }
+PATIENCE = 16  # times the largest body that is read, before the connection ends on it
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -78,7 +79,7 @@ class Guard:
                 await self.app(scope, body, answer)
         except _Refused as refusal:
             await _error(answer, refusal.status, refusal.message)
-        except TimeoutError:  # nobody reads the answer
+        except (TimeoutError, _Left):  # nobody reads the answer
             return
 
     def _refuse(
@@ -125,23 +126,32 @@ class Guard:
     ) -> Receive:
         """The body, read here whole; returns a receive that gives it, then what follows."""
         length = headers.get(b"content-length", [b"0"])[0]
-        too_large = f"the body may have at most {self.rules.body_bytes:,} bytes"
-        if not length.isdigit() or int(length) > self.rules.body_bytes:
-            raise _Refused(413, too_large)
+        limit = self.rules.body_bytes
+        # Most clients read nothing before all is sent: the rest is read and dropped, if it ends.
+        patience = limit if b"expect" in headers else PATIENCE * limit
+        too_large = _Refused(413, f"the body may have at most {limit:,} bytes")
+        if not length.isdigit() or int(length) > patience:
+            raise too_large
         body = bytearray()
-        more = True
+        size, more = 0, True
         try:
             async with asyncio.timeout(self.rules.body_seconds):
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        break
-                    body += message.get("body", b"")
+                        raise _Left
+                    piece = message.get("body", b"")
+                    size += len(piece)
+                    if size <= limit:
+                        body += piece
+                    elif size > patience:
+                        raise too_large
                     more = message.get("more_body", False)
-                    if len(body) > self.rules.body_bytes:
-                        raise _Refused(413, too_large)
         except TimeoutError:
-            raise _Refused(408, "the body did not arrive in time") from None
+            if max(size, int(length)) <= limit:
+                raise _Refused(408, "the body did not arrive in time") from None
+        if max(size, int(length)) > limit:
+            raise too_large
         first = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def replay() -> Message:
@@ -159,6 +169,10 @@ def machine_names() -> set[str]:
 class _Refused(Exception):
     def __init__(self, status: int, message: str) -> None:
         self.status, self.message = status, message
+
+
+class _Left(Exception):
+    """The client went before its request was whole; half of one is not acted on."""
 
 
 def _headers(scope: Scope) -> dict[bytes, list[bytes]]:

@@ -33,4 +33,7 @@ def load_from(root: Path, path: str) -> Adapter:
             raise missing
     except (OSError, RuntimeError, ValueError):  # RuntimeError: links that go in circles
         raise missing from None
-    return Adapter.load(directory)
+    try:
+        return Adapter.load(directory)
+    except AdapterError as error:  # where the root is, is not for clients
+        raise AdapterError(str(error).replace(str(directory), path)) from error

@@ -1,6 +1,8 @@
 """The application on a socket: uvicorn, with limits on connections and how long they may take."""
 
 import asyncio
+import contextlib
+import resource
 import socket
 from collections.abc import Callable
 
@@ -13,6 +15,7 @@ from mlxlora.serve.protocol import HEADER_BYTES, IDLE_SECONDS, MOST_CONNECTIONS,
 SHUTDOWN_SECONDS = 5  # for answers in the making, once the server is to stop
 TELL_SECONDS = 5  # for telling that they were ended
 BACKLOG = 512
+OTHER_FILES = 256  # that a process has open beside its connections
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -31,13 +34,13 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(
-    app: Guard, listener: socket.socket, ready: Callable[[], None], stop: Callable[[], None]
-) -> None:
-    """Serve until Ctrl-C or a kill; ready is called when requests are answered.
+def server(
+    app: Guard, ready: Callable[[], None], stop: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
+    """The server, not yet run; ready is called when requests are answered.
 
-    stop, which may wait, is to end answers that are still in the making SHUTDOWN_SECONDS after
-    that, so that their clients are told why.
+    stop, which may wait, is to end the answers that are still in the making SHUTDOWN_SECONDS after
+    the server was told to end, so that their clients are told why.
     """
 
     class Server(uvicorn.Server):
@@ -61,7 +64,25 @@ def run(
         server_header=False,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS + TELL_SECONDS,
-        limit_concurrency=MOST_CONNECTIONS,
         h11_max_incomplete_event_size=HEADER_BYTES,
     )
-    Server(config).run([listener])
+    return Server(config)
+
+
+def run(
+    app: Guard, listener: socket.socket, ready: Callable[[], None], stop: Callable[[], None]
+) -> None:
+    """Serve until Ctrl-C or a kill. Raises KeyboardInterrupt then."""
+    allow_connections()
+    server(app, ready, stop).run([listener])
+
+
+def allow_connections() -> None:
+    """Raise the process's limit of open files, which is 256 on a Mac, as far as it may be."""
+    wanted = MOST_CONNECTIONS + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -14,8 +14,8 @@ def bench(
     shape: Annotated[
         str | None,
         typer.Option(
-            help="a model of random weights: tiny, small, qwen3-0.6b, llama-3.2-1b, qwen3-8b",
-            show_default="small, without --model",
+            help="a model of random weights: tiny, mini, small, qwen3-0.6b, llama-3.2-1b, qwen3-8b",
+            show_default="small; --serve: mini; --soak: tiny",
         ),
     ] = None,
     workload: Annotated[
@@ -66,7 +66,7 @@ def bench(
     if soak:
         raise ConfigError("--soak is of a server: give --serve too")
     if serve:
-        chosen = (model, shape or "small", bits, rank, against, rounds)
+        chosen = (model, shape or "mini", bits, rank, against, rounds)
         bench_serve.serve(*chosen, clients, requests, limit, as_json)
         return
     from mlxlora.bench.compare import BenchError, Options

@@ -3,6 +3,7 @@
 import { copyWith, element, iconButton, textButton } from "./dom.js";
 import { Prose } from "./prose.js";
 
+const SHORTEST = 0.05; // seconds that tell how fast an answer was
 const SHARE = 4; // times as long is waited as the last change took to show
 
 export class AnswerView {
@@ -139,12 +140,12 @@ function told({ kind, message, seconds }) {
   if (kind === "key") return ["This server wants an API key. Enter it below."];
   if (kind === "length") {
     return [
-      "This is more than the model can read. Edit an earlier message, lower the most tokens in " +
+      "This is more than the model can read. Edit an earlier message, lower the max tokens in " +
         "the settings, or start a new conversation.",
       ` The server says: ${message}`,
     ];
   }
-  return [message];
+  return [kind === "cut" ? `The answer broke off: ${message}` : message];
 }
 
 function facts({ usage, seconds, finish, failure, content }) {
@@ -152,9 +153,9 @@ function facts({ usage, seconds, finish, failure, content }) {
   const tokens = usage?.completion_tokens;
   if (Number.isFinite(tokens)) {
     parts.push(`${tokens.toLocaleString("en")} ${tokens === 1 ? "token" : "tokens"}`);
-    if (tokens > 1 && seconds > 0) parts.push(`${((tokens - 1) / seconds).toFixed(1)} tok/s`);
+    if (tokens > 1 && seconds > SHORTEST) parts.push(`${((tokens - 1) / seconds).toFixed(1)} tok/s`);
   }
-  if (finish === "length") parts.push("ended at the most tokens allowed");
+  if (finish === "length") parts.push("ended at the max tokens");
   if (finish === "stopped" || (!finish && !failure)) parts.push("stopped");
   if (finish && finish !== "stopped" && !content && !failure) parts.push("the answer is empty");
   return parts;

@@ -1,6 +1,6 @@
 // The conversation at hand: sent, answered, stopped, edited, voted on, and kept.
 
-import { isComparison, newConversation } from "./conversation.js";
+import { drawOrder, isComparison, newConversation } from "./conversation.js";
 import { say, toast } from "./dom.js";
 import { shortName } from "./picker.js";
 import { RoundView } from "./round.js";
@@ -33,10 +33,16 @@ export class Chat {
     this.show(newConversation({ models, blind, system }));
   }
 
+  /** The conversation as it is now, which may be further than what is kept; null if none. */
+  find(id) {
+    if (id === this.conversation?.id) return this.conversation;
+    const going = [...this.running.values()].find((one) => one.conversation.id === id);
+    return going?.conversation ?? this.store.load(id);
+  }
+
   /** False if there is no such conversation. */
   open(id) {
-    const going = [...this.running.values()].find((one) => one.conversation.id === id);
-    const conversation = going?.conversation ?? this.store.load(id);
+    const conversation = this.find(id);
     if (conversation) this.show(conversation);
     return conversation !== null;
   }
@@ -68,6 +74,7 @@ export class Chat {
   send(prompt) {
     const { conversation } = this;
     if (this.answering.length || conversation.models.some((model) => !model)) return false;
+    drawOrder(conversation);
     const round = { prompt, answers: conversation.models.map(() => null), vote: null };
     conversation.rounds.push(round);
     for (const column of conversation.models.keys()) round.answers[column] = this.run(column);
@@ -173,8 +180,13 @@ export class Chat {
     this.changed();
   }
 
-  keepAll() {
-    for (const { conversation } of this.running.values()) this.store.save(conversation);
+  /** The page is left: what has come so far is kept. */
+  leave() {
+    for (const one of this.running.values()) {
+      one.stop();
+      one.answer.finish = "stopped";
+      this.store.save(one.conversation);
+    }
   }
 
   get distance() {

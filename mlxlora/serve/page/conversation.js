@@ -15,7 +15,7 @@ export function newConversation({ models, blind = false, system = "" }) {
     created: now,
     updated: now,
     system,
-    models: blind ? shuffled(models) : [...models],
+    models: [...models],
     blind,
     revealed: false, // a vote was given, so the names are no secret any more
     rounds: [],
@@ -38,6 +38,12 @@ export function newAnswer(model, plain) {
 
 export function isComparison(conversation) {
   return conversation.models.length > 1;
+}
+
+/** Before the first prompt: the order of what is compared blindly is drawn, and told to nobody. */
+export function drawOrder(conversation) {
+  const { blind, rounds, models } = conversation;
+  if (blind && !rounds.length) conversation.models = shuffled(models);
 }
 
 export function namesHidden({ blind, revealed }) {
@@ -113,7 +119,7 @@ export function letter(column) {
   return "ABCD"[column];
 }
 
-export function shuffled(values) {
+function shuffled(values) {
   const mixed = [...values];
   for (let left = mixed.length; left > 1; left--) {
     const drawn = Math.floor(Math.random() * left);

@@ -14,7 +14,7 @@ const ICONS = {
   plus: "M12 5v14M5 12h14",
   redo: "M20 11a8 8 0 1 0-2.5 6.5M20 5v6h-6",
   sliders: "M4 8h9M19 8h1M4 16h1M11 16h9M16 5.5a2.5 2.5 0 1 1 0 5 2.5 2.5 0 0 1 0-5zM8 13.5a2.5 2.5 0 1 1 0 5 2.5 2.5 0 0 1 0-5z",
-  stop: "M8 8h8v8H8z",
+  stop: "M7 7h10v10H7z",
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
 };
 

@@ -55,7 +55,7 @@ const sidebar = new Sidebar({
     composer.focus();
   },
   rename: (id, title) => {
-    const conversation = id === chat.conversation.id ? chat.conversation : store.load(id);
+    const conversation = chat.find(id);
     if (title && conversation) {
       conversation.title = title;
       store.save(conversation);
@@ -106,8 +106,7 @@ function showAll() {
   document.body.classList.toggle("comparing", isComparison(conversation));
   document.body.classList.toggle("empty", !conversation.rounds.length);
   const { id } = conversation;
-  const hash = store.known.has(id) ? `#${id}` : " ";
-  history.replaceState(null, "", hash === " " ? location.pathname : hash);
+  history.replaceState(null, "", store.known.has(id) ? `#${id}` : location.pathname);
   showGreeting();
   showPlain();
   showSettings();
@@ -151,7 +150,7 @@ function showPlain() {
 }
 
 function remove(id) {
-  const conversation = id === chat.conversation.id ? chat.conversation : store.load(id);
+  const conversation = chat.find(id);
   chat.drop(id);
   if (id === chat.conversation.id) beginChat();
   showList();
@@ -282,7 +281,7 @@ addEventListener("keydown", (event) => {
 addEventListener("storage", (event) => {
   if (store.changed(event.key)) showList();
 });
-addEventListener("pagehide", () => chat.keepAll());
+addEventListener("pagehide", () => chat.leave());
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && models.length) load(); // adapters may have been loaded meanwhile
 });

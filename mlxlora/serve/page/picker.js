@@ -24,13 +24,14 @@ export class Picker {
 
   parts(conversation, models) {
     const { models: picked, rounds, blind } = conversation;
-    if (!isComparison(conversation)) return [this.select(picked, 0, models, false)];
-    if (rounds.length && namesHidden(conversation)) {
-      return [element("span", { class: "hint" }, `${picked.length} models, names hidden`)];
+    if (!isComparison(conversation)) return [this.select(picked, 0, models)];
+    if (rounds.length) {
+      // each column is a model's own history by now
+      const names = picked.map(shortName).join(", ");
+      const said = namesHidden(conversation) ? `${picked.length} models, names hidden` : names;
+      return [element("span", { class: "hint" }, element("bdi", {}, said))];
     }
-    const begun = rounds.length > 0; // then each column is a model's own history
-    const parts = picked.map((_, column) => this.select(picked, column, models, begun));
-    if (begun) return parts;
+    const parts = picked.map((_, column) => this.select(picked, column, models));
     if (picked.length < MOST_MODELS) {
       parts.push(iconButton("plus", "Add a model", () => this.add(picked, models), { id: "add" }));
     }
@@ -41,7 +42,7 @@ export class Picker {
     return parts;
   }
 
-  select(picked, column, models, disabled) {
+  select(picked, column, models) {
     const own = picked[column];
     const groups = [
       ["Base", models.filter(({ parent }) => !parent)],
@@ -64,13 +65,13 @@ export class Picker {
     const label = many ? `Model ${column + 1}` : "Model";
     const select = element(
       "select",
-      { id: `model-${column}`, "aria-label": label, title: own, disabled },
+      { id: `model-${column}`, "aria-label": label, title: own },
       ...made,
     );
     select.addEventListener("change", () =>
       this.changed(picked.map((model, at) => (at === column ? select.value : model))),
     );
-    if (picked.length <= 2 || disabled) return select;
+    if (picked.length <= 2) return select;
     const remove = iconButton("close", `Remove ${shortName(own)}`, () =>
       this.changed(picked.filter((_, at) => at !== column)),
     );

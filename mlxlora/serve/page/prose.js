@@ -51,8 +51,14 @@ function codeBlock({ language, text }) {
   );
 }
 
-function list({ start, loose, items }) {
-  const made = items.map(({ done, blocks }) => {
+function list(block) {
+  const made = block.items.map(listItem(block));
+  if (block.start === null) return element("ul", {}, ...made);
+  return element("ol", { start: block.start === 1 ? null : block.start }, ...made);
+}
+
+function listItem({ loose }) {
+  return ({ done, blocks }) => {
     const own = blocks.map((block) =>
       !loose && block.kind === "paragraph"
         ? element("span", { class: "line", dir: "auto" }, ...inline(block.text))
@@ -61,25 +67,56 @@ function list({ start, loose, items }) {
     const box = { type: "checkbox", disabled: true, checked: done, "aria-label": "done" };
     if (done !== null) own.unshift(element("input", box));
     return element("li", { class: done === null ? null : "task" }, ...own);
-  });
-  if (start === null) return element("ul", {}, ...made);
-  return element("ol", { start: start === 1 ? null : start }, ...made);
+  };
 }
 
-function table({ head, aligned, rows }) {
-  const cell = (name) => (text, column) =>
-    element(name, { class: aligned[column], dir: "auto" }, ...inline(text));
-  const body = rows.map((row) => element("tr", {}, ...row.map(cell("td"))));
+function table(block) {
+  const cell = cellOf("th", block.aligned);
   return element(
     "div",
     { class: "table", tabindex: "0" },
     element(
       "table",
       {},
-      element("thead", {}, element("tr", {}, ...head.map(cell("th")))),
-      element("tbody", {}, ...body),
+      element("thead", {}, element("tr", {}, ...block.head.map(cell))),
+      element("tbody", {}, ...block.rows.map(tableRow(block))),
     ),
   );
+}
+
+function tableRow({ aligned }) {
+  return (row) => element("tr", {}, ...row.map(cellOf("td", aligned)));
+}
+
+function cellOf(name, aligned) {
+  return (text, column) =>
+    element(name, { class: aligned[column], dir: "auto" }, ...inline(text));
+}
+
+// Blocks that may go on for long: which of their parts, made how, stand where.
+const LONG = {
+  list: { parts: "items", make: listItem, place: (made) => made },
+  table: { parts: "rows", make: tableRow, place: (made) => made.querySelector("tbody") },
+  quote: { parts: "blocks", make: () => node, place: (made) => made },
+};
+
+/** Make the node of a block show what the block has become: parts that are the same stay. */
+function renew(old, before, block) {
+  const { parts, make, place } = LONG[block.kind] ?? {};
+  const shell = (one) => ({ ...one, [parts]: null, line: 0 });
+  if (!parts || !same(shell(before), shell(block))) {
+    morph(old.parentNode, old, [node(block)], old.nextSibling);
+    return;
+  }
+  const parent = place(old);
+  const kept = block[parts].findIndex((part, at) => !same(part, before[parts][at]));
+  if (kept < 0 && before[parts].length === block[parts].length) return;
+  const from = kept < 0 ? block[parts].length : kept;
+  morph(parent, parent.children[from] ?? null, block[parts].slice(from).map(make(block)));
+}
+
+function same(one, other) {
+  return JSON.stringify(one) === JSON.stringify(other);
 }
 
 /** The text shown in a container, which may grow. */
@@ -95,6 +132,7 @@ export class Prose {
     this.text = "";
     this.settled = 0; // characters that are shown for good
     this.count = 0; // nodes that show them
+    this.growing = null;
   }
 
   /** Show a text. If it continues the last one, what was complete stays as it is. */
@@ -103,11 +141,16 @@ export class Prose {
     this.text = text;
     const rest = text.slice(this.settled);
     if (!this.markdown) {
-      morph(this.container, 0, [pieces(rest)]);
+      morph(this.container, this.container.firstChild, [pieces(rest)]);
       return;
     }
     const blocks = parseBlocks(rest);
-    morph(this.container, this.count, blocks.map(node));
+    const first = this.container.childNodes[this.count] ?? null;
+    if (first && blocks.length) {
+      const following = first.nextSibling;
+      renew(first, this.growing, blocks[0]);
+      morph(this.container, following, blocks.slice(1).map(node));
+    } else morph(this.container, first, blocks.map(node));
     // A block is complete once another has begun: with a whole line, as half of one may yet turn
     // out to belong to the block before it.
     const whole = rest.split("\n").length - 1;
@@ -117,6 +160,7 @@ export class Prose {
       this.settled += startOf(rest, blocks[last].line);
       this.count += last;
     }
+    this.growing = blocks[Math.max(last, 0)]; // the first of those that are not complete
   }
 }
 
@@ -126,16 +170,16 @@ function startOf(text, line) {
   return at;
 }
 
-/** Make the children of parent, after the first so many, equal to nodes with few changes. */
-function morph(parent, from, nodes) {
-  let old = parent.childNodes[from] ?? null;
+/** Make the children of parent, from one up to another, equal to nodes with few changes. */
+function morph(parent, from, nodes, end = null) {
+  let old = from;
   for (const made of nodes) {
-    const following = old?.nextSibling ?? null;
-    if (old === null) parent.append(made);
+    const following = old === end ? end : old.nextSibling;
+    if (old === end) parent.insertBefore(made, end);
     else if (!become(old, made)) old.replaceWith(made);
     old = following;
   }
-  while (old) {
+  while (old !== end) {
     const following = old.nextSibling;
     old.remove();
     old = following;
@@ -156,6 +200,6 @@ function become(old, made) {
   for (const { name, value } of made.attributes) {
     if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
-  morph(old, 0, [...made.childNodes]);
+  morph(old, old.firstChild, [...made.childNodes]);
   return true;
 }

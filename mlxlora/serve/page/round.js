@@ -60,6 +60,7 @@ export class RoundView {
   refresh() {
     for (const [column, view] of this.views.entries()) {
       view.rename(this.nameOf(column));
+      view.element.classList.toggle("preferred", this.round.vote === column);
       const may = this.isLast && this.round.vote === null;
       view.setAgain(may ? () => this.actions.again(column) : null);
     }

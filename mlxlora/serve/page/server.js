@@ -11,7 +11,7 @@ export class Failure extends Error {
 }
 
 const GONE = "The server does not answer. Is it still running?";
-const CUT = "The connection was lost before the answer was complete.";
+const CUT = "the connection was lost";
 
 export class Server {
   constructor() {
@@ -86,10 +86,10 @@ function piece(data) {
   try {
     chunk = JSON.parse(data);
   } catch {
-    throw new Failure("cut", "The server sent something that is not an answer.");
+    throw new Failure("cut", "what the server sent cannot be read");
   }
   if (chunk?.error) {
-    throw new Failure("cut", String(chunk.error.message ?? "The server could not go on."));
+    throw new Failure("cut", String(chunk.error.message ?? "the server could not go on"));
   }
   const choice = chunk?.choices?.[0];
   const delta = choice?.delta ?? {};

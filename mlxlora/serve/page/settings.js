@@ -20,7 +20,7 @@ const FIELDS = [
   },
   {
     name: "max_tokens",
-    label: "Most tokens",
+    label: "Max tokens",
     hint: "Where an answer is ended at the latest.",
     limits: { min: 1, max: 1_000_000, step: 1 },
   },
@@ -56,9 +56,9 @@ export class Settings {
     return !this.system.trim() && !Object.keys(this.sampling).length;
   }
 
-  /** Show them; length: how many tokens the model reads, if that is known. */
+  /** Show them; length: how many tokens the model reads, Infinity if nobody knows. */
   open(length) {
-    this.length.textContent = length
+    this.length.textContent = Number.isFinite(length)
       ? `The model reads ${length.toLocaleString("en")} tokens in all, its answer included.`
       : "";
     this.fill();

@@ -190,6 +190,7 @@ def test_the_page_may_run_its_own_files_alone(send):
     page = send("GET", "/")
     assert page.headers["content-type"].startswith("text/html")
     policy = page.headers["content-security-policy"]
+    assert send("GET", "/page/index.html").headers["content-security-policy"] == policy
     assert "default-src 'none'" in policy and "unsafe" not in policy
     for name in ("main.js", "style.css"):
         assert send("GET", f"/page/{name}").status_code == 200

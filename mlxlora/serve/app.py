@@ -55,6 +55,7 @@ CONTENT_POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'"
 )
+PAGE_HEADERS = {"content-security-policy": CONTENT_POLICY, "cache-control": "no-cache"}
 SERVER_ERROR = "server_error"
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -74,7 +75,7 @@ class _Files(StaticFiles):
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
         response = super().file_response(*arguments, **options)
-        response.headers["cache-control"] = "no-cache"
+        response.headers.update(PAGE_HEADERS)
         return response
 
 
@@ -367,10 +368,7 @@ async def _metrics(request: Request) -> Response:
 
 
 async def _page(request: Request) -> Response:
-    return FileResponse(
-        PAGE / "index.html",
-        headers={"content-security-policy": CONTENT_POLICY, "cache-control": "no-cache"},
-    )
+    return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
 
 def _service(request: Request) -> Service:

@@ -134,7 +134,7 @@ def serve(
             screen.result({"url": url, "models": service.models()})
 
         with contextlib.suppress(KeyboardInterrupt):  # the usual end
-            run(application(service, rules), listener, ready)
+            run(application(service, rules), listener, ready, engine.stop)
     screen.say("stopped", "dim")
 
 

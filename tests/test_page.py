@@ -24,10 +24,11 @@ from page_server import (
 from serving import adapter_for
 
 from mlxlora.data.formats import parse
-from mlxlora.serve.app import PAGE, Service
+from mlxlora.serve.app import PAGE
 from mlxlora.serve.app import application as real_application
 from mlxlora.serve.engine import Engine, Options
 from mlxlora.serve.guard import Rules
+from mlxlora.serve.service import Service
 
 CHROMIUM = Path("/usr/bin/chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

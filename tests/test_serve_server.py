@@ -8,9 +8,10 @@ import httpx
 import pytest
 
 from mlxlora.serve import server
-from mlxlora.serve.app import Service, application
+from mlxlora.serve.app import application
 from mlxlora.serve.engine import Engine
 from mlxlora.serve.guard import Rules
+from mlxlora.serve.service import Service
 from mlxlora.verbs.signals import ending_cleanly
 
 ASKED = {"model": "base", "prompt": "a", "max_tokens": 400, "n": 16, "stream": True}

@@ -195,7 +195,10 @@ class Engine:
             )
 
     def load(self, name: str, adapter: Adapter, *, force: bool = False) -> None:
-        """Take one more adapter into service; others go on. Raises AdapterError, Busy at the end."""
+        """Take one more adapter into service; others go on.
+
+        Raises AdapterError, or Busy of an engine that was stopped.
+        """
         all_weights([adapter])
         self._ask(lambda: self._adapters.load(name, adapter, force=force))
 

@@ -20,7 +20,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from mlxlora.serve.app import CONTENT_POLICY, PAGE
+from mlxlora.serve.http.app import CONTENT_POLICY, PAGE
 
 BASE = "lab/Qwen3-0.6B-4bit"
 SECONDS = 30  # at most for what is waited for

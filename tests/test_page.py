@@ -24,11 +24,11 @@ from page_server import (
 from serving import adapter_for
 
 from mlxlora.data.formats import parse
-from mlxlora.serve.app import PAGE
-from mlxlora.serve.app import application as real_application
 from mlxlora.serve.engine import Engine, Options
-from mlxlora.serve.guard import Rules
-from mlxlora.serve.service import Service
+from mlxlora.serve.http.app import PAGE
+from mlxlora.serve.http.app import application as real_application
+from mlxlora.serve.http.guard import Rules
+from mlxlora.serve.http.service import Service
 
 CHROMIUM = Path("/usr/bin/chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -4,7 +4,7 @@ import pytest
 from conftest import CHATML
 from marks import OPENED, TOOLS, marked
 
-from mlxlora.serve.abilities import capabilities, knows_tools, thinking_of
+from mlxlora.serve.wire.abilities import capabilities, knows_tools, thinking_of
 
 
 @pytest.mark.parametrize(

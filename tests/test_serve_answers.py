@@ -9,13 +9,13 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from test_serve_speech import ONE, TOOLS, tokenizer
 
 from mlxlora.base import open_tokenizer
-from mlxlora.serve.answers import LEAST, head, usage
-from mlxlora.serve.chat_answers import ChatChoice, chat_chunk, chat_completion
 from mlxlora.serve.orders import End, Fault, Piece, Spelled
-from mlxlora.serve.refusals import error_body, of_fault
-from mlxlora.serve.speech import Manner, Speech
-from mlxlora.serve.spelling import Spelling
-from mlxlora.serve.text_answers import TextChoice, completion, completion_chunk
+from mlxlora.serve.wire.answers import LEAST, head, usage
+from mlxlora.serve.wire.chat_answers import ChatChoice, chat_chunk, chat_completion
+from mlxlora.serve.wire.refusals import error_body, of_fault
+from mlxlora.serve.wire.speech import Manner, Speech
+from mlxlora.serve.wire.spelling import Spelling
+from mlxlora.serve.wire.text_answers import TextChoice, completion, completion_chunk
 
 END = End("stop", 5, 2, 7)
 INFINITE = float("-inf")

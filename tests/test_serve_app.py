@@ -9,11 +9,11 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from serving import adapter_for, ask
 
 from mlxlora.generate import chat_tokens
-from mlxlora.serve.app import application
 from mlxlora.serve.engine import Engine, Options
-from mlxlora.serve.guard import Rules
-from mlxlora.serve.metrics import CONTENT_TYPE
-from mlxlora.serve.service import Service
+from mlxlora.serve.http.app import application
+from mlxlora.serve.http.guard import Rules
+from mlxlora.serve.http.metrics import CONTENT_TYPE
+from mlxlora.serve.http.service import Service
 
 STRANGE = {"type": "json_schema", "json_schema": {"schema": {"type": "?"}}}
 HI = [{"role": "user", "content": "hi"}]

@@ -12,7 +12,7 @@ from mlxlora.errors import AdapterError, DataError, ModelError
 from mlxlora.generate import stream
 from mlxlora.lora.attach import attach, detach
 from mlxlora.serve import engine as engine_module
-from mlxlora.serve.answer import Answer
+from mlxlora.serve.batch.answer import Answer
 from mlxlora.serve.engine import Engine, Options
 from mlxlora.serve.grammar import json_grammar
 from mlxlora.serve.orders import Busy, End, Fault, Order, Sampling, Unknown
@@ -238,7 +238,7 @@ def test_a_fault_of_one_request_is_that_request_s(dense, monkeypatch):
 
         return [processor]
 
-    monkeypatch.setattr("mlxlora.serve.answer.processors", broken)
+    monkeypatch.setattr("mlxlora.serve.batch.answer.processors", broken)
     wanted = expected(dense, None, PROMPTS[0])
     with Engine(dense) as engine:
         good = ask(engine, PROMPTS[0])

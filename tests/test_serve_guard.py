@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from mlxlora.serve.guard import Guard, Rules
+from mlxlora.serve.http.guard import Guard, Rules
 
 SEEN = []
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from live_server import BASE, END, SECONDS, Answer, Reading, exchange, live, request
 
-from mlxlora.serve import protocol
 from mlxlora.serve.engine import Options
-from mlxlora.serve.server import allow_connections
+from mlxlora.serve.http import protocol
+from mlxlora.serve.http.server import allow_connections
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]

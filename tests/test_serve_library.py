@@ -4,7 +4,7 @@ import pytest
 from serving import adapter_for
 
 from mlxlora.errors import AdapterError
-from mlxlora.serve.library import check_name, load_from
+from mlxlora.serve.http.library import check_name, load_from
 
 
 @pytest.fixture

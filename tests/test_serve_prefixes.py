@@ -5,7 +5,7 @@ import pytest
 from conftest import worst
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
-from mlxlora.serve.prefixes import Prefixes
+from mlxlora.serve.batch.prefixes import Prefixes
 
 TOKENS = list(range(40))
 

@@ -9,10 +9,10 @@ from test_serve_grammar import POINT, read
 
 from mlxlora.serve.grammar import Grammars
 from mlxlora.serve.orders import Sampling
-from mlxlora.serve.prompts import Defaults, Model, chat, completion
-from mlxlora.serve.refusals import WireError
-from mlxlora.serve.requests import ChatRequest, CompletionRequest, parse
-from mlxlora.serve.speech import Manner, Speech
+from mlxlora.serve.wire.prompts import Defaults, Model, chat, completion
+from mlxlora.serve.wire.refusals import WireError
+from mlxlora.serve.wire.requests import ChatRequest, CompletionRequest, parse
+from mlxlora.serve.wire.speech import Manner, Speech
 
 TURNS = [{"role": "user", "content": "hi"}]
 ADD = {"name": "add", "description": "adds", "parameters": POINT}

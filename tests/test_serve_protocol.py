@@ -5,8 +5,8 @@ import asyncio
 import pytest
 import uvicorn
 
-from mlxlora.serve import protocol
-from mlxlora.serve.protocol import TimedProtocol
+from mlxlora.serve.http import protocol
+from mlxlora.serve.http.protocol import TimedProtocol
 
 ANSWER = b"HTTP/1.1 200 OK"
 

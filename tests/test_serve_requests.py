@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from openai.types import completion_create_params as openai_completions
 from openai.types.chat import completion_create_params as openai_chats
 
-from mlxlora.serve.refusals import WireError, error_body
-from mlxlora.serve.requests import REFUSED, ChatRequest, CompletionRequest, parse
-from mlxlora.serve.tools import Choice
+from mlxlora.serve.wire.refusals import WireError, error_body
+from mlxlora.serve.wire.requests import REFUSED, ChatRequest, CompletionRequest, parse
+from mlxlora.serve.wire.tools import Choice
 
 TURNS = [{"role": "user", "content": "hi"}]
 CHAT = {"model": "m", "messages": TURNS}

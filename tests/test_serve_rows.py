@@ -11,8 +11,8 @@ from zoo import FAMILIES, model_of
 from mlxlora.base import Base
 from mlxlora.lora.attach import attach, detach
 from mlxlora.model_files import Identity
-from mlxlora.serve.adapters import Adapters
-from mlxlora.serve.rows import Row, Rows, RowsLinear, Tag
+from mlxlora.serve.batch.adapters import Adapters
+from mlxlora.serve.batch.rows import Row, Rows, RowsLinear, Tag
 
 IDENTITY = Identity("tiny", "", "", "none", "none")
 APART = {"gpt_oss", "deepseek_v2"}  # with experts among the layers that are trained

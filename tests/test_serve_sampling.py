@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mlx_lm.sample_utils import make_logits_processors
 
+from mlxlora.serve.batch.rows import Row, Rows
+from mlxlora.serve.batch.sampling import Sampler, processors
 from mlxlora.serve.orders import Sampling
-from mlxlora.serve.rows import Row, Rows
-from mlxlora.serve.sampling import Sampler, processors
 
 WORDS = 12
 

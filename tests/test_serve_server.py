@@ -7,11 +7,11 @@ import threading
 import httpx
 import pytest
 
-from mlxlora.serve import server
-from mlxlora.serve.app import application
 from mlxlora.serve.engine import Engine
-from mlxlora.serve.guard import Rules
-from mlxlora.serve.service import Service
+from mlxlora.serve.http import server
+from mlxlora.serve.http.app import application
+from mlxlora.serve.http.guard import Rules
+from mlxlora.serve.http.service import Service
 from mlxlora.verbs.signals import ending_cleanly
 
 ASKED = {"model": "base", "prompt": "a", "max_tokens": 400, "n": 16, "stream": True}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from marks import marked
 from mlx_lm.tool_parsers import json_tools, mistral, qwen3_coder
 
-from mlxlora.serve.speech import Manner, Said, Speech
+from mlxlora.serve.wire.speech import Manner, Said, Speech
 
 TOOLS = ({"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}},)
 ADD = '{"name": "add", "arguments": {"a": 1}}'

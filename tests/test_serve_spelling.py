@@ -6,7 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from tokenizers.normalizers import Replace
 
 from mlxlora.base import open_tokenizer
-from mlxlora.serve.spelling import Spelling
+from mlxlora.serve.wire.spelling import Spelling
 
 
 @pytest.fixture

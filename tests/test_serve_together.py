@@ -11,9 +11,9 @@ from zoo import FAMILIES
 
 from mlxlora.base import Base
 from mlxlora.errors import ModelError
+from mlxlora.serve.batch.together import Together, together
 from mlxlora.serve.engine import Engine, Options
 from mlxlora.serve.orders import End
-from mlxlora.serve.together import Together, together
 
 PROMPTS = [
     [1 + (7 * number + 3 * i) % 190 for i in range(length)]

@@ -9,13 +9,13 @@ from openai.types.chat import ChatCompletion
 from serving import Told
 
 from mlxlora.base import load
-from mlxlora.serve.answers import head, usage
-from mlxlora.serve.chat_answers import ChatChoice, chat_completion
 from mlxlora.serve.engine import Engine
-from mlxlora.serve.prompts import Model, chat
-from mlxlora.serve.requests import ChatRequest, parse
-from mlxlora.serve.speech import Speech
-from mlxlora.serve.spelling import Spelling
+from mlxlora.serve.wire.answers import head, usage
+from mlxlora.serve.wire.chat_answers import ChatChoice, chat_completion
+from mlxlora.serve.wire.prompts import Model, chat
+from mlxlora.serve.wire.requests import ChatRequest, parse
+from mlxlora.serve.wire.speech import Speech
+from mlxlora.serve.wire.spelling import Spelling
 
 SCHEMA = {
     "type": "object",

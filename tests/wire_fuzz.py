@@ -12,8 +12,8 @@ from hostile import JSON_TEXTS, damaged, mutated, values
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from mlxlora.serve.app import LoadAdapter, UnloadAdapter
-from mlxlora.serve.requests import RESERVED, ChatRequest, CompletionRequest
+from mlxlora.serve.http.app import LoadAdapter, UnloadAdapter
+from mlxlora.serve.wire.requests import RESERVED, ChatRequest, CompletionRequest
 
 MOST_TOKENS = 6  # of most answers, so that many are given
 MODELS = ["tiny", "one", "two", "dora", "new", "new:2"]  # the last are loaded now and then

@@ -25,14 +25,14 @@ from mlxlora.errors import DataError, ModelError
 from mlxlora.lora.adapter import Adapter
 from mlxlora.machine import prefill_tokens
 from mlxlora.memory import limits, memory_budget
-from mlxlora.serve.adapters import Adapters, Served, all_weights
-from mlxlora.serve.answer import Answer
+from mlxlora.serve.batch.adapters import Adapters, Served, all_weights
+from mlxlora.serve.batch.answer import Answer
+from mlxlora.serve.batch.lane import Finished, Lane
+from mlxlora.serve.batch.prefixes import Prefixes
+from mlxlora.serve.batch.rows import Row, Rows, Tagged
+from mlxlora.serve.batch.together import together
 from mlxlora.serve.grammar import Grammars
-from mlxlora.serve.lane import Finished, Lane
 from mlxlora.serve.orders import Busy, Order, Sink
-from mlxlora.serve.prefixes import Prefixes
-from mlxlora.serve.rows import Row, Rows, Tagged
-from mlxlora.serve.together import together
 
 LEAST_KEYS = 256 << 20  # bytes for keys and values, however little memory there seems to be
 MOST_PREFIXES = 2 << 30  # bytes of prompts that are kept, unless told otherwise

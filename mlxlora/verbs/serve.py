@@ -87,12 +87,12 @@ def serve(
     from mlxlora.base import load
     from mlxlora.console import Screen
     from mlxlora.memory import parse_size
-    from mlxlora.serve.app import application
     from mlxlora.serve.engine import Engine, Options
-    from mlxlora.serve.guard import Rules, machine_names
-    from mlxlora.serve.prompts import Defaults
-    from mlxlora.serve.server import listen, run
-    from mlxlora.serve.service import Service
+    from mlxlora.serve.http.app import application
+    from mlxlora.serve.http.guard import Rules, machine_names
+    from mlxlora.serve.http.server import listen, run
+    from mlxlora.serve.http.service import Service
+    from mlxlora.serve.wire.prompts import Defaults
     from mlxlora.verbs.signals import ending_cleanly
 
     screen = Screen(as_json)
@@ -155,7 +155,7 @@ def _shown(host: str) -> str:
 def _short_names(adapters: "dict[str, Adapter]") -> "dict[str, Adapter]":
     """Named as requests can name them: of a directory that has no name, the last part."""
     from mlxlora.errors import AdapterError
-    from mlxlora.serve.library import check_name
+    from mlxlora.serve.http.library import check_name
 
     found: dict[str, Adapter] = {}
     for name, adapter in adapters.items():

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlxlora.serve import prompts
-from mlxlora.serve.abilities import capabilities
 from mlxlora.serve.engine import Engine
-from mlxlora.serve.refusals import WireError
-from mlxlora.serve.spelling import Spelling
+from mlxlora.serve.wire import prompts
+from mlxlora.serve.wire.abilities import capabilities
+from mlxlora.serve.wire.refusals import WireError
+from mlxlora.serve.wire.spelling import Spelling
 
 T = TypeVar("T")
 

@@ -5,10 +5,10 @@ import logging
 from starlette.exceptions import HTTPException
 
 from mlxlora.errors import DataError
-from mlxlora.serve.answering import Failed
-from mlxlora.serve.guard import KINDS
+from mlxlora.serve.http.answering import Failed
+from mlxlora.serve.http.guard import KINDS
 from mlxlora.serve.orders import Busy, Unknown
-from mlxlora.serve.refusals import WireError, bad_field, of_fault
+from mlxlora.serve.wire.refusals import WireError, bad_field, of_fault
 
 SERVER_ERROR = "server_error"
 SAID = {404: "there is nothing at this path", 405: "this path has no such method"}

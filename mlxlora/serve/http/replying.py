@@ -12,12 +12,12 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive
 
-from mlxlora.serve.answering import QUIET_SECONDS, EventStream, Running, while_connected
-from mlxlora.serve.answers import Head, Json, usage
+from mlxlora.serve.http.answering import QUIET_SECONDS, EventStream, Running, while_connected
+from mlxlora.serve.http.refusing import as_wire
+from mlxlora.serve.http.service import Service
 from mlxlora.serve.orders import End, Order, Piece
-from mlxlora.serve.refusals import error_body
-from mlxlora.serve.refusing import as_wire
-from mlxlora.serve.service import Service
+from mlxlora.serve.wire.answers import Head, Json, usage
+from mlxlora.serve.wire.refusals import error_body
 
 
 class Choice(Protocol):

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BeforeValidator, FailFast, Field, PlainValidator, model_validator
 from transformers import PreTrainedTokenizerBase
 
-from mlxlora.serve.messages import MOST_MESSAGES, Message
-from mlxlora.serve.reading import read_object
-from mlxlora.serve.strict import Strict, refuse
-from mlxlora.serve.tools import MOST_TOOLS, Choice, Tool, read_choice
+from mlxlora.serve.wire.messages import MOST_MESSAGES, Message
+from mlxlora.serve.wire.reading import read_object
+from mlxlora.serve.wire.strict import Strict, refuse
+from mlxlora.serve.wire.tools import MOST_TOOLS, Choice, Tool, read_choice
 
 MOST_CHOICES = 16
 MOST_STOPS = 16

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from mlxlora.serve.batch.rows import Row, Rows
 from mlxlora.serve.orders import Sampling
-from mlxlora.serve.rows import Row, Rows
 
 COLD = 1e-6  # a temperature below it is 0: float32 cannot hold what dividing by it gives
 

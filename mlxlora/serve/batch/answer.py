@@ -9,10 +9,10 @@ import numpy as np
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, SPMStreamingDetokenizer
 
 from mlxlora.errors import MlxLoraError
-from mlxlora.serve.adapters import Served
+from mlxlora.serve.batch.adapters import Served
+from mlxlora.serve.batch.rows import Row
+from mlxlora.serve.batch.sampling import Processor, processors
 from mlxlora.serve.orders import End, Event, Fault, Order, Sink, Spelled
-from mlxlora.serve.rows import Row
-from mlxlora.serve.sampling import Processor, processors
 from mlxlora.serve.text import Stops
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxlora.serve.answers import Head, Json, number
 from mlxlora.serve.orders import End, Piece, Spelled
-from mlxlora.serve.spelling import Spelling
+from mlxlora.serve.wire.answers import Head, Json, number
+from mlxlora.serve.wire.spelling import Spelling
 
 
 @dataclass

@@ -10,13 +10,13 @@ from mlx_lm.tool_parsers import json_tools
 from mlxlora.base import check_tokens
 from mlxlora.errors import DataError
 from mlxlora.generate import chat_tokens
-from mlxlora.serve.abilities import knows_tools, thinking_of
 from mlxlora.serve.grammar import ANY_OBJECT, Grammars, Thinking
 from mlxlora.serve.orders import Order, Sampling
-from mlxlora.serve.refusals import WireError, bad_field
-from mlxlora.serve.requests import ChatRequest, CompletionRequest, Request
-from mlxlora.serve.speech import Manner
-from mlxlora.serve.tools import Tool, arguments_schema
+from mlxlora.serve.wire.abilities import knows_tools, thinking_of
+from mlxlora.serve.wire.refusals import WireError, bad_field
+from mlxlora.serve.wire.requests import ChatRequest, CompletionRequest, Request
+from mlxlora.serve.wire.speech import Manner
+from mlxlora.serve.wire.tools import Tool, arguments_schema
 
 MOST_ORDERS = 128  # of one request
 LETTERS = 64  # of a token on average, at most; more than a context of them need not be cut first

@@ -6,10 +6,10 @@ from typing import Any
 from mlx_lm.generate import BatchGenerator
 
 from mlxlora.lora.whole import Part
-from mlxlora.serve.answer import Answer
-from mlxlora.serve.rows import Tag, Tagged
-from mlxlora.serve.sampling import Sampler
-from mlxlora.serve.together import Together
+from mlxlora.serve.batch.answer import Answer
+from mlxlora.serve.batch.rows import Tag, Tagged
+from mlxlora.serve.batch.sampling import Sampler
+from mlxlora.serve.batch.together import Together
 
 Finished = tuple[Answer, list[int], list[Any]]  # with the tokens that its caches hold
 

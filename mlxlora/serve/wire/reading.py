@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from mlxlora.serve.refusals import WireError, bad_field
+from mlxlora.serve.wire.refusals import WireError, bad_field
 
 DEPTH = 64  # of objects and lists in each other
 MOST_VALUES = 500_000  # as its commas and brackets tell, those in texts too

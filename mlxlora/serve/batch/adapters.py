@@ -23,8 +23,8 @@ from mlxlora.lora.attach import check_base, part_of
 from mlxlora.lora.fit import check_fit
 from mlxlora.lora.whole import Part
 from mlxlora.quantized import activation_dtype
+from mlxlora.serve.batch.rows import Row, Rows, RowsLinear, fits_rows
 from mlxlora.serve.orders import Unknown
-from mlxlora.serve.rows import Row, Rows, RowsLinear, fits_rows
 
 TRIED = 4  # tokens of each row of a trial
 AGREES = 5e-2  # largest difference of a logit, relative to the largest logit: half precision's

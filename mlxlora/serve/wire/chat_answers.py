@@ -8,10 +8,10 @@ and marks included.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mlxlora.serve.answers import Head, Json, number
 from mlxlora.serve.orders import End, Piece, Spelled
-from mlxlora.serve.speech import Call, Said, Speech
-from mlxlora.serve.spelling import Spelling
+from mlxlora.serve.wire.answers import Head, Json, number
+from mlxlora.serve.wire.speech import Call, Said, Speech
+from mlxlora.serve.wire.spelling import Spelling
 
 
 @dataclass

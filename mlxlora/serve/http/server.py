@@ -9,8 +9,8 @@ from collections.abc import Callable
 import uvicorn
 
 from mlxlora.errors import ConfigError
-from mlxlora.serve.guard import Guard
-from mlxlora.serve.protocol import HEADER_BYTES, IDLE_SECONDS, MOST_CONNECTIONS, TimedProtocol
+from mlxlora.serve.http.guard import Guard
+from mlxlora.serve.http.protocol import HEADER_BYTES, IDLE_SECONDS, MOST_CONNECTIONS, TimedProtocol
 
 SHUTDOWN_SECONDS = 5  # for answers in the making, once the server is to stop
 TELL_SECONDS = 5  # for telling that they were ended

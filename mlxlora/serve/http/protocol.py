@@ -12,7 +12,7 @@ import h11
 import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mlxlora.serve.refusals import WireError, error_body
+from mlxlora.serve.wire.refusals import WireError, error_body
 
 HEADER_SECONDS = 10.0
 HEADER_BYTES = 32 << 10

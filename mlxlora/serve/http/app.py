@@ -19,26 +19,26 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mlxlora.errors import AdapterError, MlxLoraError
-from mlxlora.serve import chat_answers, prompts, text_answers
-from mlxlora.serve.answering import (
+from mlxlora.serve.http.answering import (
     Failed,
     Gone,
 )
-from mlxlora.serve.answers import head
-from mlxlora.serve.guard import Guard, Rules
-from mlxlora.serve.library import check_name, load_from
-from mlxlora.serve.metrics import CONTENT_TYPE, metrics
+from mlxlora.serve.http.guard import Guard, Rules
+from mlxlora.serve.http.library import check_name, load_from
+from mlxlora.serve.http.metrics import CONTENT_TYPE, metrics
+from mlxlora.serve.http.refusing import as_wire
+from mlxlora.serve.http.replying import Asked, as_json, reply
+from mlxlora.serve.http.service import Service, no_model
 from mlxlora.serve.orders import Busy, Unknown
-from mlxlora.serve.reading import read_object
-from mlxlora.serve.refusals import WireError, bad_field, error_body
-from mlxlora.serve.refusing import as_wire
-from mlxlora.serve.replying import Asked, as_json, reply
-from mlxlora.serve.requests import ChatRequest, CompletionRequest, parse
-from mlxlora.serve.service import Service, no_model
-from mlxlora.serve.speech import Speech
-from mlxlora.serve.strict import Strict
+from mlxlora.serve.wire import chat_answers, prompts, text_answers
+from mlxlora.serve.wire.answers import head
+from mlxlora.serve.wire.reading import read_object
+from mlxlora.serve.wire.refusals import WireError, bad_field, error_body
+from mlxlora.serve.wire.requests import ChatRequest, CompletionRequest, parse
+from mlxlora.serve.wire.speech import Speech
+from mlxlora.serve.wire.strict import Strict
 
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parent.parent / "page"
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "

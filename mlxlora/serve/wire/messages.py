@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, model_validator
 
-from mlxlora.serve.reading import half_pair, read_json
-from mlxlora.serve.refusals import WireError
-from mlxlora.serve.strict import Strict, refuse
+from mlxlora.serve.wire.reading import half_pair, read_json
+from mlxlora.serve.wire.refusals import WireError
+from mlxlora.serve.wire.strict import Strict, refuse
 
 MOST_MESSAGES = 4096
 MOST_PARTS = 1024  # of a message

@@ -5,7 +5,7 @@ from typing import Any, NoReturn, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from mlxlora.serve.refusals import WireError, bad_field
+from mlxlora.serve.wire.refusals import WireError, bad_field
 
 MOST_FIELDS = 100
 UNKNOWN = "this server does not know this field; leave it out"

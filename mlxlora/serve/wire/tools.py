@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mlxlora.serve.strict import Strict, refuse
+from mlxlora.serve.wire.strict import Strict, refuse
 
 MOST_TOOLS = 128
 NAME = r"^[A-Za-z0-9_.:-]{1,128}$"

@@ -1,0 +1,1 @@
+"""The engine behind HTTP: who may ask, paths, streams, the socket."""

@@ -96,7 +96,7 @@ def test_what_is_too_long_to_answer_does_not_join_the_history(engine):
     said(conversation, "hi")
     before = list(conversation.history)
     with pytest.raises(DataError, match="a prompt has"):
-        said(conversation, "long " * engine.context)
+        said(conversation, "long " * engine.room.context)
     assert conversation.history == before
 
 

@@ -12,6 +12,7 @@ from mlxlora.errors import AdapterError, DataError, ModelError
 from mlxlora.generate import stream
 from mlxlora.lora.attach import attach, detach
 from mlxlora.serve import engine as engine_module
+from mlxlora.serve.batch import room as room_module
 from mlxlora.serve.batch.answer import Answer
 from mlxlora.serve.engine import Engine, Options
 from mlxlora.serve.grammar import json_grammar
@@ -328,8 +329,8 @@ def test_an_answer_depends_on_its_seed_not_on_its_company(dense, trained):
 
 
 def test_memory_for_keys_and_values_limits_how_many_run(dense, monkeypatch):
-    monkeypatch.setattr(engine_module, "memory_budget", lambda: 0)
-    monkeypatch.setattr(engine_module, "LEAST_KEYS", 100 * 2 * 2 * 32 * 4)  # 100 tokens' worth
+    monkeypatch.setattr(room_module, "memory_budget", lambda: 0)
+    monkeypatch.setattr(room_module, "LEAST_KEYS", 100 * 2 * 2 * 32 * 4)  # 100 tokens' worth
     most = 0
 
     def seen(event):
@@ -338,7 +339,7 @@ def test_memory_for_keys_and_values_limits_how_many_run(dense, monkeypatch):
         told(event)
 
     with Engine(dense, options=Options(prefixes=0)) as engine:
-        assert engine.context == 100
+        assert engine.room.context == 100
         told = Told()
         for prompt in PROMPTS[:4]:
             engine.submit(Order(tuple(prompt), None, 20), seen)
@@ -351,7 +352,7 @@ def test_memory_for_keys_and_values_limits_how_many_run(dense, monkeypatch):
 def test_a_family_that_cannot_be_batched_is_refused_by_name(dense, monkeypatch):
     from mlx_lm.models.cache import ChunkedKVCache
 
-    monkeypatch.setattr(engine_module, "make_prompt_cache", lambda model: [ChunkedKVCache(8)])
+    monkeypatch.setattr(room_module, "make_prompt_cache", lambda model: [ChunkedKVCache(8)])
     with pytest.raises(ModelError, match="ChunkedKVCache"):
         Engine(dense)
 

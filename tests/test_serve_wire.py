@@ -39,7 +39,7 @@ def asked(engine, **fields):
     tokenizer = engine.base.tokenizer
     made = chat(
         parse(json.dumps(body).encode(), ChatRequest),
-        Model(tokenizer, engine.context, engine.grammars),
+        Model(tokenizer, engine.room.context, engine.grammars),
     )
     told = [Told() for _ in made.orders]
     for order, sink in zip(made.orders, told, strict=True):

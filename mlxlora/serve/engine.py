@@ -17,27 +17,23 @@ from secrets import randbits
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxlora.base import Base
-from mlxlora.errors import DataError, ModelError
+from mlxlora.errors import DataError
 from mlxlora.lora.adapter import Adapter
 from mlxlora.machine import prefill_tokens
-from mlxlora.memory import limits, memory_budget
+from mlxlora.memory import limits
 from mlxlora.serve.batch.adapters import Adapters, Served, all_weights
 from mlxlora.serve.batch.answer import Answer
 from mlxlora.serve.batch.lane import Finished, Lane
 from mlxlora.serve.batch.prefixes import Prefixes
+from mlxlora.serve.batch.room import room_for
 from mlxlora.serve.batch.rows import Row, Rows, Tagged
 from mlxlora.serve.batch.together import together
 from mlxlora.serve.grammar import Grammars
 from mlxlora.serve.orders import Busy, Order, Sink
 
-LEAST_KEYS = 256 << 20  # bytes for keys and values, however little memory there seems to be
-MOST_PREFIXES = 2 << 30  # bytes of prompts that are kept, unless told otherwise
-PREFIX_SHARE = 1 / 8  # of the memory beside the weights
-LONGEST = 1 << 17  # tokens of a context that no config limits
 IDLE_SECONDS = 3600.0  # to wait for work; the thread wakes for whatever comes
 
 
@@ -108,18 +104,9 @@ class Engine:
         self._healthy = True
         self._seconds = 1.0  # that an answer takes, smoothed
         self._began: dict[Answer, float] = {}
-        per_token = _bytes_per_token(base)
+        self.room = room_for(base, self.options.prefixes, self.options.context)
         self.together = together(base, self.options.rows)
-        weights = sum(array.nbytes for _, array in tree_flatten(base.model.parameters()))
-        beside = max(memory_budget() - weights, LEAST_KEYS)
-        kept = self.options.prefixes
-        self._prefixes = Prefixes(
-            min(MOST_PREFIXES, int(PREFIX_SHARE * beside)) if kept is None else kept
-        )
-        room = max(beside - self._prefixes.limit, LEAST_KEYS)
-        self._room = room // max(1, per_token)  # tokens whose keys and values fit
-        self.context = min(_longest(base), self._room, self.options.context or LONGEST)
-        self._limits = (weights + room + self._prefixes.limit, weights)
+        self._prefixes = Prefixes(self.room.prefixes)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         for name, adapter in (adapters or {}).items():
             all_weights([adapter])
@@ -156,10 +143,10 @@ class Engine:
         context, or a grammar that cannot be followed.
         """
         served = self._adapters.get(order.adapter)
-        room = self.context - len(order.prompt)
+        room = self.room.context - len(order.prompt)
         if not order.prompt or room < 1:
             raise DataError(
-                f"a prompt has 1 to {self.context - 1:,} tokens, not {len(order.prompt):,}"
+                f"a prompt has 1 to {self.room.context - 1:,} tokens, not {len(order.prompt):,}"
             )
         order = replace(order, max_tokens=min(order.max_tokens, room))
         seed = order.sampling.seed
@@ -227,7 +214,7 @@ class Engine:
     # In the engine's thread
 
     def _work(self) -> None:
-        with limits(*self._limits):
+        with limits(self.room.needed, self.room.weights):
             while not self._stopping:
                 self._listen(wait=not self._taken)
                 self._admit()
@@ -288,7 +275,7 @@ class Engine:
         while self._waiting and self._running < self.together.rows:
             answer = self._waiting[0]
             need = max(need, _length(answer))
-            if self._running and (self._running + 1) * need > self._room:
+            if self._running and (self._running + 1) * need > self.room.tokens:
                 return
             self._waiting.popleft()
             self._running += 1
@@ -406,25 +393,3 @@ def _length(answer: Answer) -> int:
 def _folded(seed: int) -> int:
     """Any integer as 32 bits that tell neighbours apart (Knuth's multiplicative hash)."""
     return (seed ^ (seed >> 32)) * 2654435761 & 0xFFFFFFFF
-
-
-def _longest(base: Base) -> int:
-    """Tokens that the model was made for, by its config."""
-    config = base.config.get("text_config") or base.config
-    longest = config.get("max_position_embeddings")
-    return longest if isinstance(longest, int) and longest > 0 else LONGEST
-
-
-def _bytes_per_token(base: Base) -> int:
-    """Of keys and values; measured, since families differ. Raises ModelError if not batchable."""
-    caches = make_prompt_cache(base.model)
-    unable = next((type(c).__name__ for c in caches if not hasattr(c, "merge")), None)
-    if unable is not None:
-        raise ModelError(
-            f"{base.path}: mlx-lm cannot decode several requests of this model together "
-            f"({unable}), so it cannot be served"
-        )
-    base.model(mx.zeros((1, 1), mx.int32), cache=caches)
-    mx.eval([cache.state for cache in caches])
-    steps = max((getattr(cache, "step", 1) for cache in caches), default=1)
-    return -(-sum(cache.nbytes for cache in caches) // steps)

@@ -127,7 +127,7 @@ def serve(
                     ("models", ", ".join(one["id"] for one in service.models())),
                     (
                         "context",
-                        f"{engine.context:,} tokens, {engine.together.rows} answers at once",
+                        f"{engine.room.context:,} tokens, {engine.together.rows} answers at once",
                     ),
                 ]
             )

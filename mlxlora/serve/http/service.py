@@ -31,7 +31,7 @@ class Service:
     def __post_init__(self) -> None:
         tokenizer = self.engine.base.tokenizer
         self.model = prompts.Model(
-            tokenizer, self.engine.context, self.engine.grammars, self.defaults
+            tokenizer, self.engine.room.context, self.engine.grammars, self.defaults
         )
         self.spelling = Spelling(tokenizer)
         self.capabilities = capabilities(tokenizer)
@@ -57,7 +57,7 @@ class Service:
             "created": self.created,
             "owned_by": "mlxlora",
             "root": self.name,
-            "max_model_len": self.engine.context,
+            "max_model_len": self.engine.room.context,
             "capabilities": self.capabilities,
         }
         adapters = sorted(self.engine.names.items())

@@ -74,17 +74,19 @@ class Conversation:
 
         The answer of the first joins the history.
         """
-        heard = ""
+        heard, begun = "", False
         orders = [self._order(text, name) for name in names]
         try:
             for number, event in answers(self.engine, orders):
+                begun = True
                 if isinstance(event, End):
                     self.reused = event.cached_tokens
                 elif event.text:
                     heard += event.text if number == 0 else ""
                     yield number, event.text
         finally:
-            self._remember(text, heard, names[0])
+            if begun:  # what was refused, as too long, was not said
+                self._remember(text, heard, names[0])
 
     def save(self, path: Path) -> int:
         """Write the conversation as a row to train on; returns how many messages it has."""

@@ -17,11 +17,12 @@ from conftest import CHATML, DENSE, write_model
 from serving import adapter_for
 
 from mlxlora.base import load
-from mlxlora.serve.app import Service, application
+from mlxlora.serve.app import application
 from mlxlora.serve.engine import Engine, Options
 from mlxlora.serve.guard import Guard, Rules
 from mlxlora.serve.prompts import Defaults
 from mlxlora.serve.server import listen, server
+from mlxlora.serve.service import Service
 
 SECONDS = 60  # at most, for whatever is waited for
 BASE = "tiny"

@@ -91,6 +91,15 @@ def test_an_answer_cut_off_joins_the_history(engine):
     assert engine.counters.cancelled == 1
 
 
+def test_what_is_too_long_to_answer_does_not_join_the_history(engine):
+    conversation = Conversation(engine)
+    said(conversation, "hi")
+    before = list(conversation.history)
+    with pytest.raises(DataError, match="a prompt has"):
+        said(conversation, "long " * engine.context)
+    assert conversation.history == before
+
+
 def test_sampling_is_seeded(engine):
     hot = Sampling(temperature=2.0, seed=4)
     first = said(Conversation(engine, sampling=hot, max_tokens=10), "x")

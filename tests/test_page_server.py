@@ -5,10 +5,10 @@ from browsing import Visitor, browser, expect, visiting  # noqa: F401
 from page_server import Script, on_a_port
 from serving import adapter_for
 
-from mlxlora.serve.app import Service
 from mlxlora.serve.app import application as real_application
 from mlxlora.serve.engine import Engine, Options
 from mlxlora.serve.guard import Rules
+from mlxlora.serve.service import Service
 
 
 class WithKey(Visitor):

@@ -9,10 +9,11 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from serving import adapter_for, ask
 
 from mlxlora.generate import chat_tokens
-from mlxlora.serve.app import Service, application
+from mlxlora.serve.app import application
 from mlxlora.serve.engine import Engine, Options
 from mlxlora.serve.guard import Rules
 from mlxlora.serve.metrics import CONTENT_TYPE
+from mlxlora.serve.service import Service
 
 STRANGE = {"type": "json_schema", "json_schema": {"schema": {"type": "?"}}}
 HI = [{"role": "user", "content": "hi"}]
@@ -190,6 +191,7 @@ def test_the_page_may_run_its_own_files_alone(send):
     page = send("GET", "/")
     assert page.headers["content-type"].startswith("text/html")
     policy = page.headers["content-security-policy"]
+    assert send("GET", "/page/index.html").headers["content-security-policy"] == policy
     assert "default-src 'none'" in policy and "unsafe" not in policy
     for name in ("main.js", "style.css"):
         assert send("GET", f"/page/{name}").status_code == 200

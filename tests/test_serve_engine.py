@@ -289,6 +289,15 @@ def test_one_who_cannot_be_told_harms_nobody(dense):
         assert engine.health()["status"] == "ok"
 
 
+def test_of_an_engine_that_stopped_nothing_is_waited_for(dense, trained):
+    with Engine(dense) as engine:
+        pass
+    with pytest.raises(Busy, match="shutting down"):
+        engine.load("one", trained["one"])
+    with pytest.raises(Busy, match="shutting down"):
+        ask(engine, PROMPTS[0])
+
+
 def test_stopping_ends_what_is_in_flight_honestly(dense):
     engine = Engine(dense)
     engine.start()

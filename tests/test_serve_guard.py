@@ -94,12 +94,14 @@ def test_without_the_key_nothing_is_told(given):
     headers = {} if given is None else {"authorization": given.encode("utf-8")}
     answer = send(rules=Rules(key="secret"), **headers)
     assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.json()["error"]["type"] == "authentication_error"
 
 
 def test_with_the_key_everything_is_and_the_page_asks_for_it():
     rules = Rules(key="secret")
     assert send(rules=rules, authorization="Bearer secret").status_code == 200
+    assert send(rules=rules, authorization="bearer secret").status_code == 200  # RFC 9110, 11.1
     for path in ("/", "/health", "/page/app.js"):
         assert send(path=path, rules=rules).status_code == 200
     assert send(path="/metrics", rules=rules).status_code == 401

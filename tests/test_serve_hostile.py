@@ -166,6 +166,25 @@ def test_nothing_more_is_generated_for_who_went_away(server, stream):
     assert server.engine.counters.tokens < tokens + 1900
 
 
+def test_what_is_far_too_long_is_refused_before_it_is_read(server, monkeypatch):
+    """Cutting so much into tokens would take a minute, and others wait for the tokenizer."""
+    tokenizer = server.engine.base.tokenizer
+    monkeypatch.setattr(tokenizer._tokenizer, "_encode_plus", None)  # nothing may be cut
+    many = {f"k{n}": {"description": "x" * 1000} for n in range(6000)}
+    function = {"name": "f", "parameters": {"properties": many}}
+    called = {"type": "function", "function": {"name": "f", "arguments": json.dumps(many)}}
+    for path, body, param in (
+        (TEXT, text(prompt="a b " * (1 << 20)), "prompt"),
+        (CHAT, chat(messages=[{"role": "user", "content": "x" * 2000}] * 3000), "messages"),
+        (CHAT, chat(messages=[{"role": "assistant", "tool_calls": [called]}]), "messages"),
+        (CHAT, chat(tools=[{"type": "function", "function": function}]), "tools"),
+    ):
+        answer = server.post(path, body)
+        assert (answer.status, answer.error["param"]) == (400, param)
+        assert "letters" in answer.error["message"]
+    monkeypatch.undo()
+
+
 # Who may ask
 
 

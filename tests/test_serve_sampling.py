@@ -104,3 +104,10 @@ def test_repetition_and_bias_are_mlx_lm_s():
 
 def test_nothing_is_processed_that_nobody_asked_for():
     assert processors(Sampling(temperature=1.0, top_p=0.5)) == []
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e-38, 1e-300])
+def test_a_temperature_that_float32_cannot_divide_by_is_greedy(temperature):
+    row = logprobs(1)
+    shares = drawn(Sampling(temperature, top_p=0.9), row, count=8)
+    assert shares[mx.argmax(row).item()] == 1

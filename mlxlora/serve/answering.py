@@ -104,18 +104,22 @@ class EventStream(Response):
         self,
         chunks: AsyncIterator[list[dict[str, Any]]],
         failed: Callable[[Exception], dict[str, Any]],
+        ended: Callable[[], None],
     ) -> None:
-        """failed: what is said of an error in mid-stream."""
+        """failed: what is said of an error in mid-stream. ended: called however it ends."""
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._chunks, self._failed = chunks, failed
+        self._chunks, self._failed, self._ended = chunks, failed, ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
+            head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await send(head)
             await while_connected(receive, self._write(send))
         except Gone:
             return
+        finally:
+            self._ended()
 
     async def _write(self, send: Send) -> None:
         async def say(body: bytes, more: bool = True) -> None:

@@ -137,8 +137,9 @@ class Engine:
 
     def stop(self) -> None:
         """End what is in flight, honestly, and the thread."""
-        self._stopping = True
-        self._inbox.put(lambda: None)
+        with self._lock:
+            self._stopping = True
+            self._inbox.put(lambda: None)
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -170,7 +171,7 @@ class Engine:
         with self._lock:
             self._check_room(1)
             self._taken += 1
-        self._inbox.put(lambda: self._take(answer))
+            self._inbox.put(lambda: self._take(answer))
         return Ticket(self, answer)
 
     def check_room(self, count: int) -> None:
@@ -178,9 +179,13 @@ class Engine:
         with self._lock:
             self._check_room(count)
 
-    def _check_room(self, count: int) -> None:
+    def _check_lives(self) -> None:
+        """With the lock, so that the thread still does what is asked of it then."""
         if self._stopping:
             raise Busy("the server is shutting down", 5)
+
+    def _check_room(self, count: int) -> None:
+        self._check_lives()
         if self._taken + count > self.together.rows + self.options.waiting:
             self.counters.refused += 1
             seconds = self._seconds * self._taken / self.together.rows
@@ -190,7 +195,10 @@ class Engine:
             )
 
     def load(self, name: str, adapter: Adapter, *, force: bool = False) -> None:
-        """Take one more adapter into service; others go on. Raises AdapterError."""
+        """Take one more adapter into service; others go on.
+
+        Raises AdapterError, or Busy of an engine that was stopped.
+        """
         all_weights([adapter])
         self._ask(lambda: self._adapters.load(name, adapter, force=force))
 
@@ -381,7 +389,9 @@ class Engine:
             except BaseException as error:
                 future.set_exception(error)
 
-        self._inbox.put(do)
+        with self._lock:
+            self._check_lives()
+            self._inbox.put(do)
         return future.result()
 
 

@@ -99,10 +99,11 @@ class Guard:
             )
         path = scope["path"]
         if self.rules.key and not (path in OPEN or path.startswith(OPEN_UNDER)):
-            given = headers.get(b"authorization", [b""])[0]
-            if scope["method"] != "OPTIONS" and not compare_digest(
-                given, b"Bearer " + self.rules.key.encode()
-            ):
+            scheme, _, given = headers.get(b"authorization", [b""])[0].partition(b" ")
+            theirs = scheme.lower() == b"bearer" and compare_digest(
+                given.strip(), self.rules.key.encode()
+            )
+            if scope["method"] != "OPTIONS" and not theirs:
                 return 401, "this server wants its API key: Authorization: Bearer KEY"
         if scope["method"] == "POST":
             kind = headers.get(b"content-type", [b""])[0].partition(b";")[0].strip().lower()
@@ -201,5 +202,7 @@ async def _plain(send: Send, status: int, body: bytes, kind: bytes = b"text/plai
     headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
     if status in (408, 413):
         headers.append((b"connection", b"close"))  # the rest of the body is not read
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

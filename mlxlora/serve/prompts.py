@@ -1,5 +1,6 @@
 """From a request to orders: its prompt rendered, its choices numbered, its answer held."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -167,9 +168,12 @@ def _rendered(request: ChatRequest, model: Model, tools: list[Tool]) -> list[int
         words.update(enable_thinking=True, reasoning_effort=request.reasoning_effort)
     words |= request.chat_template_kwargs
     turns = [message.plain() for message in request.messages]
-    _check_length(sum(len(turn["content"]) for turn in turns), model, "messages")
+    told = [tool.plain() for tool in tools]
+    calls = sum(len(json.dumps(turn.get("tool_calls", ""))) for turn in turns)
+    _check_length(calls + sum(len(turn["content"]) for turn in turns), model, "messages")
+    _check_length(len(json.dumps(told)), model, "tools")
     try:
-        return chat_tokens(model.tokenizer, turns, [tool.plain() for tool in tools] or None, words)
+        return chat_tokens(model.tokenizer, turns, told or None, words)
     except DataError as error:
         raise bad_field("messages", str(error)) from error
 

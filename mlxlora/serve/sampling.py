@@ -14,6 +14,8 @@ import mlx.core as mx
 from mlxlora.serve.orders import Sampling
 from mlxlora.serve.rows import Row, Rows
 
+COLD = 1e-6  # a temperature below it is 0: float32 cannot hold what dividing by it gives
+
 # (tokens so far (T,), logits (1, V)) -> logits (1, V), as mlx-lm's batch generator calls it
 Processor = Callable[[mx.array, mx.array], mx.array]
 
@@ -43,14 +45,16 @@ class _Rules:
     """The sampling of several rows as arrays."""
 
     def __init__(self, samplings: Sequence[Sampling]) -> None:
-        self.greedy = all(one.temperature == 0 for one in samplings)
-        self._cold = mx.array([one.temperature == 0 for one in samplings])
-        self._heat = _column([one.temperature or 1.0 for one in samplings])
+        cold = [one.temperature < COLD for one in samplings]
+        self.greedy = all(cold)
+        self._cold = mx.array(cold)
+        self._heat = _column([max(one.temperature, COLD) for one in samplings])
         self._top_p = _column([one.top_p for one in samplings])
         self._min_p = _column([one.min_p for one in samplings])
         self._top_k = _column([one.top_k or 1 << 30 for one in samplings])
         self._cut = any(
-            one.temperature and (one.top_p < 1 or one.top_k or one.min_p) for one in samplings
+            not greedy and (one.top_p < 1 or one.top_k or one.min_p)
+            for one, greedy in zip(samplings, cold, strict=True)
         )
 
     def draw(self, logprobs: mx.array, keys: mx.array) -> mx.array:

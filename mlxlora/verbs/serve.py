@@ -87,11 +87,12 @@ def serve(
     from mlxlora.base import load
     from mlxlora.console import Screen
     from mlxlora.memory import parse_size
-    from mlxlora.serve.app import Service, application
+    from mlxlora.serve.app import application
     from mlxlora.serve.engine import Engine, Options
     from mlxlora.serve.guard import Rules, machine_names
     from mlxlora.serve.prompts import Defaults
     from mlxlora.serve.server import listen, run
+    from mlxlora.serve.service import Service
     from mlxlora.verbs.signals import ending_cleanly
 
     screen = Screen(as_json)
@@ -134,7 +135,7 @@ def serve(
             screen.result({"url": url, "models": service.models()})
 
         with contextlib.suppress(KeyboardInterrupt):  # the usual end
-            run(application(service, rules), listener, ready)
+            run(application(service, rules), listener, ready, engine.stop)
     screen.say("stopped", "dim")
 
 

@@ -102,6 +102,16 @@ def test_a_setting_whose_time_runs_out_keeps_what_was_answered():
     assert seen.seconds >= 0.5 and seen.tokens_per_second == 15 / seen.seconds
 
 
+def test_what_had_come_of_answers_that_time_cut_off_counts_as_generated():
+    async def run() -> Measured:
+        async with Scripted(holds_after=2).listening() as address:
+            return await load(address, setting(clients=2), names, 0.5)
+
+    seen = asyncio.run(run())
+    assert (seen.answers, seen.begun) == ((), 4)
+    assert seen.tokens_per_second == 4 / seen.seconds and seen.requests_per_second == 0
+
+
 def test_a_request_that_fails_ends_the_measurement():
     async def run() -> None:
         async with Scripted(fails=5).listening() as address:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,15 +56,23 @@ class Answer:
         return (self.tokens - 1) / (self.last - self.first) if self.last > self.first else 0.0
 
 
-async def ask(address: Address, question: Question) -> Answer:
-    """Ask, and take the answer in. Raises Refused, BrokenAnswer or OSError."""
+def _nothing() -> None: ...
+
+
+async def ask(address: Address, question: Question, heard: Callable[[], None] = _nothing) -> Answer:
+    """Ask, and take the answer in. Raises Refused, BrokenAnswer or OSError.
+
+    heard is called for every piece of text that comes.
+    """
     asked = time.perf_counter()
     async with Connection(address) as connection:
         await connection.send("POST", question.path, question.body)
-        return await listen(await connection.reply(), question.number, asked)
+        return await listen(await connection.reply(), question.number, asked, heard)
 
 
-async def listen(reply: Reply, number: int, asked: float) -> Answer:
+async def listen(
+    reply: Reply, number: int, asked: float, heard: Callable[[], None] = _nothing
+) -> Answer:
     """The whole answer, streamed or not. Raises Refused or BrokenAnswer."""
     texts: list[str] = []
     first = last = 0.0
@@ -78,6 +86,7 @@ async def listen(reply: Reply, number: int, asked: float) -> Answer:
                 last = time.perf_counter()
                 first = first or last
                 texts.append(text)
+                heard()
     ended = time.perf_counter()
     if not reason:
         raise BrokenAnswer("the answer ended without a reason why")

@@ -10,8 +10,10 @@ import math
 import random
 import string
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -44,6 +46,7 @@ class Measured:
     setting: Setting
     answers: tuple[Answer, ...]  # those that were complete in time
     seconds: float  # from the first question to the last of these answers, or to the limit
+    begun: int = 0  # pieces of text of answers that were not: each a token, or more
 
     @property
     def complete(self) -> bool:
@@ -57,12 +60,13 @@ class Measured:
     @property
     def tokens_per_second(self) -> float:
         """Generated, all clients together."""
-        return sum(answer.tokens for answer in self.answers) / self.seconds
+        return (sum(answer.tokens for answer in self.answers) + self.begun) / self.seconds
 
     @property
     def total_tokens_per_second(self) -> float:
         """Of prompts and answers."""
-        return sum(a.prompt_tokens + a.tokens for a in self.answers) / self.seconds
+        prompts = sum(answer.prompt_tokens for answer in self.answers)
+        return self.tokens_per_second + prompts / self.seconds
 
     @property
     def decoding_rate(self) -> float:
@@ -108,17 +112,20 @@ async def load(
     """
     numbers = iter(range(setting.start, setting.start + setting.requests))
     answers: list[Answer] = []
+    pieces = Counter[int]()  # of text, by question, while its answer is not complete
 
     async def client() -> None:
         for number in numbers:
-            answers.append(await ask(address, question(setting, number, fields)))
+            heard = partial(pieces.update, (number,))
+            answers.append(await ask(address, question(setting, number, fields), heard))
+            del pieces[number]
 
     began = time.perf_counter()
     await together([client() for _ in range(setting.clients)], limit)
     ended = time.perf_counter()
     if len(answers) == setting.requests:
         ended = max(answer.ended for answer in answers)
-    return Measured(setting, tuple(answers), ended - began)
+    return Measured(setting, tuple(answers), ended - began, pieces.total())
 
 
 async def together(clients: Iterable[Coroutine[Any, Any, None]], limit: float | None) -> None:

@@ -3,6 +3,7 @@
 import typer
 
 from mlxlora.errors import ConfigError
+from mlxlora.verbs.signals import ending_cleanly
 
 
 def serve(
@@ -36,7 +37,8 @@ def serve(
     )
     screen = Screen(as_json)
     try:
-        report = bench_serving(options, screen.progress)
+        with ending_cleanly():  # else a server would be left behind
+            report = bench_serving(options, screen.progress)
     except BenchError as error:
         fail(str(error))
         raise typer.Exit(1) from error
@@ -53,7 +55,8 @@ def soak(model: str, shape: str, rank: int, requests: int, seed: int, as_json: b
 
     screen = Screen(as_json)
     try:
-        report = under_load(model, shape, rank, requests, seed, screen.progress)
+        with ending_cleanly():
+            report = under_load(model, shape, rank, requests, seed, screen.progress)
     except BenchError as error:
         fail(str(error))
         raise typer.Exit(1) from error

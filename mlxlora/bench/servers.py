@@ -51,6 +51,11 @@ def _mlx_lm(given: Given, port: int) -> list[str]:
     return [*words, "--host", HOST, "--port", str(port), "--log-level", "WARNING"]
 
 
+def small_cache(given: Given, port: int) -> list[str]:
+    """Ours, keeping few prompts, so that what it keeps is full soon and grows no more."""
+    return [*_ours(given, port), "--prompt-cache", "16MB"]
+
+
 PROGRAMS: dict[str, Program] = {
     OURS: Program(_ours, lambda _, adapter: {"model": adapter}),
     MLX_LM: Program(

@@ -3,7 +3,9 @@
 Request number n is a function of the seed and n: adapter, prompt, length, sampling, streamed or
 not, and whether its client leaves: while it still sends, while it waits, or in mid-stream. Two
 halves of the same kind; after each, when nothing runs any more, the memory of the process is
-looked at: what the second half adds, a server without end would add again and again.
+looked at: what the second half adds, a server without end would add again and again. The server
+is told to keep few prompts for the next ones: filling a large cache takes more than half a soak,
+and would look like a leak.
 """
 
 import asyncio
@@ -14,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from mlxlora.bench.compare import Progress
 from mlxlora.bench.job import OURS
 from mlxlora.bench.load import prompt_of, together
 from mlxlora.bench.served import prepare
-from mlxlora.bench.servers import PROGRAMS, Program, Server, running
+from mlxlora.bench.servers import PROGRAMS, Program, Server, running, small_cache
 from mlxlora.bench.serving import ServeOptions, check
 from mlxlora.bench.wire import Address, BrokenAnswer, Connection, get
 
@@ -34,6 +36,7 @@ MORE_MEMORY = 1.05  # after the second half, of what it was after the first
 LOOKS = 20  # at the memory
 LONGEST_REST = 5.0  # seconds that a refused client waits at most before the next request
 ENOUGH = 50  # failures after which going on tells nothing new
+SOAKED = replace(PROGRAMS[OURS], command=small_cache)
 TOLD = 3  # failures that are told
 FINISHED, CANCELLED, REFUSED, FAILED, STUCK = "finished", "cancelled", "refused", "failed", "stuck"
 
@@ -95,7 +98,7 @@ def soak(
     requests: int,
     seed: int,
     progress: Progress,
-    program: Program = PROGRAMS[OURS],
+    program: Program = SOAKED,
 ) -> Soak:
     """Start a server for the model, or else the shape, with four adapters, and send it requests.
 

@@ -1,5 +1,7 @@
 """What is kept of prompts: found by their beginning and adapter, within a limit of bytes."""
 
+import gc
+
 import mlx.core as mx
 import pytest
 from conftest import worst
@@ -90,3 +92,24 @@ def test_bytes_are_limited_and_the_longest_unused_goes_first():
     nothing = Prefixes(0)
     nothing.keep("a", TOKENS, [filled(40)])
     assert len(nothing) == 0
+
+
+def test_a_recurrent_state_is_kept_without_the_batch_that_it_was_cut_from():
+    def batch():
+        cache = ArraysCache(2)  # the second is never filled, as in some models
+        cache[0] = mx.arange(16 * 1024, dtype=mx.float32).reshape(16, 1024)
+        mx.eval(cache.state)
+        return cache
+
+    def cut():
+        cache = ArraysCache(2)
+        cache[0] = batch()[0][3:4]
+        return cache
+
+    before = mx.get_active_memory()
+    prefixes = Prefixes(1 << 20)
+    prefixes.keep("a", TOKENS, [CacheList(cut(), filled(40))])
+    gc.collect()
+    assert mx.get_active_memory() - before <= 2 * prefixes.size < 16 * 4096
+    (found,), _ = prefixes.find("a", [*TOKENS, 9])
+    assert found.caches[0][0][0, 0].item() == 3 * 1024

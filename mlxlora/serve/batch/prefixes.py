@@ -13,7 +13,12 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    can_trim_prompt_cache,
+    trim_prompt_cache,
+)
 
 WORTHWHILE = 16  # tokens; fewer are computed sooner than merged
 
@@ -66,6 +71,8 @@ class Prefixes:
         """Keep what caches hold of these tokens, in the place of any beginning of them."""
         if self.limit <= 0 or len(tokens) < WORTHWHILE:
             return
+        for cache in caches:
+            _cut_loose(cache)
         mx.eval([cache.state for cache in caches])  # or the batch it was cut from would live on
         size = sum(cache.nbytes for cache in caches)
         if size > self.limit:
@@ -89,6 +96,15 @@ class Prefixes:
 
     def _drop(self, number: int) -> None:
         self.size -= self._kept.pop(number).size
+
+
+def _cut_loose(cache: Any) -> None:
+    """A recurrent state is cut out of its batch as a view, which would keep the whole of it."""
+    if isinstance(cache, CacheList):
+        for part in cache.caches:
+            _cut_loose(part)
+    elif isinstance(cache, ArraysCache):
+        cache.filter(mx.array([0]))  # gathers, so copies
 
 
 def _shared(a: np.ndarray, b: np.ndarray) -> int:

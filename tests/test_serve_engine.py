@@ -361,3 +361,11 @@ def test_the_pieces_together_are_the_tokens_decoded(dense):
     with Engine(dense) as engine:
         told = ask(engine, PROMPTS[0], max_tokens=60, sampling=Sampling(1.5, seed=1))
         assert told.text == dense.tokenizer.decode(told.tokens)
+
+
+def test_a_fault_is_told_for_a_while_and_not_for_ever(dense, monkeypatch):
+    with Engine(dense) as engine:
+        engine._faulty_since = engine_module.time.monotonic()
+        assert engine.health()["status"] == "faulty"
+        monkeypatch.setattr(engine_module, "FAULT_SECONDS", 0.0)
+        assert engine.health()["status"] == "ok"

@@ -177,3 +177,19 @@ def test_answers_cannot_be_framed_sniffed_or_used_elsewhere():
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["x-frame-options"] == "DENY"
     assert headers["cross-origin-resource-policy"] == "same-origin"
+
+
+@pytest.mark.parametrize("name", [b"authorization", b"origin", b"content-type"])
+def test_a_header_that_says_two_things_is_refused(name):
+    sent = []
+    headers = [(b"host", b"localhost"), (name, b"a"), (name, b"b")]
+
+    async def receive():
+        return piece(b"{}", more=False)
+
+    async def answer(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+    asyncio.run(Guard(application, Rules())(scope, receive, answer))
+    assert sent[0]["status"] == 400

@@ -34,6 +34,7 @@ from mlxlora.serve.batch.together import together
 from mlxlora.serve.grammar import Grammars
 from mlxlora.serve.orders import Busy, Order, Sink
 
+FAULT_SECONDS = 30.0  # that a fault is told as the state, unless an answer has come since
 IDLE_SECONDS = 3600.0  # to wait for work; the thread wakes for whatever comes
 
 
@@ -101,13 +102,14 @@ class Engine:
         self._taken = 0  # waiting and running
         self._lock = threading.Lock()
         self._stopping = False
-        self._healthy = True
+        self._faulty_since = -FAULT_SECONDS  # on the monotonic clock
         self._seconds = 1.0  # that an answer takes, smoothed
         self._began: dict[Answer, float] = {}
         self.room = room_for(base, self.options.prefixes, self.options.context)
         self.together = together(base, self.options.rows)
         self._prefixes = Prefixes(self.room.prefixes)
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=_run, args=([self],), name="engine", daemon=True)
         for name, adapter in (adapters or {}).items():
             all_weights([adapter])
             self._adapters.load(name, adapter, force=force)
@@ -128,7 +130,7 @@ class Engine:
             self._stopping = True
             self._inbox.put(lambda: None)
         if self._thread.ident is not None:
-            self._thread.join()
+            self._ended.wait()
 
     @property
     def names(self) -> dict[str, Served]:
@@ -195,8 +197,9 @@ class Engine:
 
     def health(self) -> dict[str, Any]:
         """What a look from outside should see; "status" is "ok" or what is wrong."""
-        status = "ok" if self._healthy else "faulty"
-        if not self._thread.is_alive():
+        faulty = time.monotonic() - self._faulty_since < FAULT_SECONDS
+        status = "faulty" if faulty else "ok"
+        if self._thread.ident is None or self._ended.is_set():
             status = "stopped"
         return {
             "status": status,
@@ -309,7 +312,7 @@ class Engine:
             for finished in lane.step():
                 self._running -= 1
                 self._close(finished)
-            self._healthy = True
+            self._faulty_since = -FAULT_SECONDS
         except Exception as error:  # whatever it is, the next ones shall be answered
             self._restart(key, lane, error)
 
@@ -335,7 +338,7 @@ class Engine:
     def _restart(self, key: str, lane: Lane, error: Exception) -> None:
         """Fail what this lane has in flight; those that wait are answered by a new one."""
         logging.getLogger(__name__).error("the engine failed and begins anew", exc_info=error)
-        self._healthy = False
+        self._faulty_since = time.monotonic()
         self.last_fault = f"{type(error).__name__}: {error}"[:400]
         self.counters.restarts += 1
         del self._lanes[key]
@@ -380,6 +383,22 @@ class Engine:
             self._check_lives()
             self._inbox.put(do)
         return future.result()
+
+
+def _run(engines: list[Engine]) -> None:
+    """The engine's thread. It outlives its engine, asleep, and ends with the process.
+
+    MLX keeps things of each thread's own, and takes them down as the thread ends; while Python
+    itself ends, that would abort the process.
+    """
+    engine = engines.pop()  # so that nothing here holds on to it
+    ended = engine._ended
+    try:
+        engine._work()
+    finally:
+        del engine
+        ended.set()
+    threading.Event().wait()
 
 
 def _lane(served: Served) -> str:

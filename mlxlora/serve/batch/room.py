@@ -1,10 +1,11 @@
 """How much is served at once, in bytes: keys and values, and those that are kept for later."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import CacheList, make_prompt_cache
 
 from mlxlora.base import Base
 from mlxlora.errors import ModelError
@@ -63,5 +64,11 @@ def _bytes_per_token(base: Base) -> int:
         )
     base.model(mx.zeros((1, 1), mx.int32), cache=caches)
     mx.eval([cache.state for cache in caches])
-    steps = max((getattr(cache, "step", 1) for cache in caches), default=1)
-    return -(-sum(cache.nbytes for cache in caches) // steps)
+    return sum(map(_growth, caches))
+
+
+def _growth(cache: Any) -> int:
+    """Bytes that one more token takes. The state of a recurrent block does not grow."""
+    if isinstance(cache, CacheList):
+        return sum(map(_growth, cache.caches))
+    return -(-int(cache.nbytes) // cache.step) if hasattr(cache, "step") else 0

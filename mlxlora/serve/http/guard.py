@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 OPEN = ("/", "/health")  # without the key: they tell and do nothing worth guarding
+SINGLE = (b"authorization", b"origin", b"content-type", b"content-length")  # never given twice
 OPEN_UNDER = "/page/"
 HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -85,6 +86,9 @@ class Guard:
     def _refuse(
         self, scope: Scope, headers: Mapping[bytes, list[bytes]], origin: str
     ) -> tuple[int, str] | None:
+        doubled = next((n for n in SINGLE if len(headers.get(n, ())) > 1), None)
+        if doubled is not None:
+            return 400, f"the header {doubled.decode()} is given twice"
         hosts = headers.get(b"host", [])
         if len(hosts) != 1 or not self._own_host(hosts[0].decode("latin-1")):
             return 403, (
@@ -187,7 +191,7 @@ def _cors(allowed: str) -> Iterable[tuple[bytes, bytes]]:
     """Headers that let pages of the allowed origin read the answer."""
     if allowed:
         yield b"access-control-allow-origin", allowed.encode("latin-1")
-        yield b"access-control-allow-headers", b"authorization, content-type"
+        yield b"access-control-allow-headers", b"authorization, *"
         yield b"access-control-allow-methods", b"GET, POST"
         yield b"vary", b"origin"
 

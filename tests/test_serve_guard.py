@@ -193,3 +193,9 @@ def test_a_header_that_says_two_things_is_refused(name):
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
     asyncio.run(Guard(application, Rules())(scope, receive, answer))
     assert sent[0]["status"] == 400
+
+
+def test_headers_that_come_at_once_are_limited_too():
+    assert send(x_long="a" * 20_000).status_code == 200
+    assert send(x_long="a" * 40_000).status_code == 431
+    assert len(SEEN) == 1

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 OPEN = ("/", "/health")  # without the key: they tell and do nothing worth guarding
+HEADER_BYTES = 32 << 10  # of those that come at once; protocol.py limits those in pieces
 SINGLE = (b"authorization", b"origin", b"content-type", b"content-length")  # never given twice
 OPEN_UNDER = "/page/"
 HEADERS = {
@@ -86,6 +87,8 @@ class Guard:
     def _refuse(
         self, scope: Scope, headers: Mapping[bytes, list[bytes]], origin: str
     ) -> tuple[int, str] | None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
+            return 431, f"the headers may have at most {HEADER_BYTES:,} bytes"
         doubled = next((n for n in SINGLE if len(headers.get(n, ())) > 1), None)
         if doubled is not None:
             return 400, f"the header {doubled.decode()} is given twice"

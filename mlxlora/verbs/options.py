@@ -27,6 +27,14 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="any option, e.g. lora.rank=32; repeatable"),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="tensorboard|wandb|mlflow",
+        help="tell a tracker of the run, too (each an extra to install); repeatable",
+    ),
+]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="run Python that the model brings along")
 ]

@@ -31,6 +31,9 @@ class Start:
     checkpoint_blocks: bool  # blocks are computed again in the backward pass
     tokens_per_microbatch: int
     notes: tuple[str, ...]  # what is worth saying of the data's rendering and of the model
+    memory_limit: int = 0  # bytes that training may hold; 0: not told
+    saves_every: int = 0  # updates; 0: by time
+    saves_in: float = 0.0  # seconds until the first checkpoint, by time
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Saved:
     path: str
     why: str  # "checkpoint", "best", "last" or "interrupted"
     seconds: float  # that saving took
+    next_in: float = 0.0  # seconds until the next checkpoint, by time
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,10 @@ def from_json(line: bytes | str) -> Event:
     kinds = {kind.__name__.lower(): kind for kind in get_args(Event)}
     try:
         kind = kinds[fields.pop("event")]
-        values = {k: _tuples(v) for k, v in fields.items()}
+        floats = {f.name for f in dataclasses.fields(kind) if f.type is float}
+        values = {
+            k: math.nan if v is None and k in floats else _tuples(v) for k, v in fields.items()
+        }
         return cast(Event, kind(**values))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an event: {line!r}") from error

@@ -118,9 +118,8 @@ def write_shape(directory: Path, config: dict[str, Any]) -> Path:
     return directory
 
 
-def predict(recipe: Path, config: dict[str, Any], budget: int) -> Forecast:
-    """The forecast of a recipe on a model of this shape, in a budget of bytes."""
-    run = RunConfig.load(recipe)
+def predict(run: RunConfig, config: dict[str, Any], budget: int) -> Forecast:
+    """The forecast of a run on a model of this shape, in a budget of bytes."""
     with tempfile.TemporaryDirectory() as place:
         model = write_shape(Path(place) / "model", config)
         return forecast(replace(run, model=str(model)), budget)
@@ -139,7 +138,8 @@ def main(words: list[str]) -> None:
     write = "--write" in words
     for recipe in [Path(word) for word in words if word != "--write"] or RECIPES:
         said, budget = header(recipe)
-        found = predict(recipe, SHAPES[RunConfig.load(recipe).model], budget)
+        run = RunConfig.load(recipe)
+        found = predict(run, SHAPES[run.model], budget)
         now = gigabytes(found.peak + found.cache)
         how = ", blocks computed again" if found.checkpoint_blocks else ""
         fits = "fits" if found.fits else "DOES NOT FIT"

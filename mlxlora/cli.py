@@ -16,6 +16,7 @@ from mlxlora.verbs import (
     adapter,
     bench,
     chat,
+    data,
     doctor,
     evaluate,
     export,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.command()(quickstart.quickstart)
 app.command()(plan.plan)
+app.command()(data.data)
 app.command()(train.train)
 app.command()(resume.resume)
 app.command("eval")(evaluate.evaluate)

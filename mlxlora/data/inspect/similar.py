@@ -15,6 +15,7 @@ The bands lie in temporary files, 64 bytes a row, and are sorted one at a time: 
 bytes a row. Only the first TEXT_LIMIT bytes of a row's text are looked at.
 """
 
+import contextlib
 import tempfile
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -145,12 +146,15 @@ class _Bands:
     """A temporary file a band, of a 32-bit key a row."""
 
     def __enter__(self) -> "_Bands":
-        self._files: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(BANDS)]
+        with contextlib.ExitStack() as stack:
+            self._files: list[IO[bytes]] = [
+                stack.enter_context(tempfile.TemporaryFile()) for _ in range(BANDS)
+            ]
+            self._closing = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for file in self._files:
-            file.close()
+        self._closing.close()
 
     def write(self, keys: np.ndarray) -> None:
         """keys (rows, BANDS) uint32"""

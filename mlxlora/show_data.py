@@ -81,6 +81,7 @@ def _coloured(pieces: Sequence[Piece], plain: bool) -> Text:
         if piece.special:
             style = f"{SPECIAL} underline" if piece.trained else SPECIAL
         text.append(_legible(piece.text), style)
+    text.rstrip()
     return text.append(CLOSE) if inside else text
 
 
@@ -102,12 +103,12 @@ def _show_lengths(screen: Screen, lengths: Lengths) -> None:
     table.add_column(justify="right")
     table.add_column()
     for bar in lengths.bars:
-        cut = bar.first > lengths.max_length
-        style = "yellow" if cut else "cyan"
+        beyond = bar.first > lengths.max_length
+        style = "yellow" if beyond else "cyan"
         table.add_row(
             f"{bar.first:,}-{bar.last:,}",
             f"{bar.rows:,}",
-            Text(_drawn(bar, most, width), style) + Text("  cut" if cut else "", style),
+            Text(_drawn(bar, most, width), style) + Text("  cut" if beyond else "", style),
         )
     screen.console.print(table)
     at = [f"{share:.0%} have at most {length:,}" for share, length in lengths.quantiles]

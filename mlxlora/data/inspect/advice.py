@@ -11,6 +11,7 @@ from mlxlora.data.inspect.scan import Faults, Table
 from mlxlora.data.inspect.similar import MOST_PAIRS, NEAR
 from mlxlora.data.inspect.template import Finding
 
+REASONS_SHOWN = 5
 CLEANED = "--fix OUT writes a copy without them"
 
 
@@ -20,6 +21,8 @@ def advise(
     """Findings about the rows, the gravest kinds first. Those about the template are apart."""
     skip = data.on_bad_row == "skip"
     yield _lines(table, skip)
+    if not table.counts:
+        return
     yield _formats(table, skip)
     if lengths.refused.count:
         yield _refused(lengths, skip)
@@ -47,6 +50,9 @@ def _lines(table: Table, skip: bool) -> Finding:
     faults = table.faults
     if not faults.count:
         return Finding("pass", "lines", f"all {len(table):,} can be read as rows")
+    if not table.counts:
+        found = f"none of {len(table):,} can be used\n{listed(faults)}"
+        return Finding("fail", "lines", found, "mend that, and look again")
     return Finding(
         "warn" if skip else "fail",
         "lines",
@@ -58,8 +64,6 @@ def _lines(table: Table, skip: bool) -> Finding:
 def _formats(table: Table, skip: bool) -> Finding:
     said = ", ".join(f"{count:,} of {name!r}" for name, count in table.counts.items())
     others = int((~table.of_kind).sum()) - table.faults.count
-    if not table.counts:
-        return Finding("fail", "formats", "no row has a known format", "see the lines above")
     if not others:
         return Finding("pass", "formats", f"{said}: one kind of row")
     kinds = " and ".join(sorted(set(table.kinds.values())))
@@ -88,8 +92,7 @@ def _nothing(lengths: Lengths) -> Finding:
     return Finding(
         "warn",
         "trained",
-        f"{faults.count:,} of {sampled(lengths)} train nothing and would be left out\n"
-        f"{listed(faults)}",
+        f"{faults.count:,} of {sampled(lengths)} train nothing and are left out\n{listed(faults)}",
         f"a larger --max-length, if they were cut; or {CLEANED}",
     )
 
@@ -120,7 +123,7 @@ def _exact(table: Table, copies: Copies) -> Finding:
     return Finding(
         "warn",
         "copies",
-        f"{_rows(count, "says", "say")} just what an earlier one says{pair(table, copies.exact)}",
+        f"{_rows(count, 'says', 'say')} just what an earlier one says{pair(table, copies.exact)}",
         CLEANED,
     )
 
@@ -132,9 +135,13 @@ def _leaks(table: Table, copies: Copies) -> Finding:
         return Finding("pass", "leakage", f"no row of train is held out too, {words}")
     said = []
     if exact:
-        said.append(f"{_rows(exact)} of train {_are(exact)} held out too{pair(table, copies.leaks)}")
+        said.append(
+            f"{_rows(exact)} of train {_are(exact)} held out too{pair(table, copies.leaks)}"
+        )
     if near:
-        said.append(f"{_rows(near)} of train {_are(near)} near one held out{pair(table, copies.near_leaks)}")
+        said.append(
+            f"{_rows(near)} of train {_are(near)} near one held out{pair(table, copies.near_leaks)}"
+        )
     remedy = "--fix OUT takes them out of train" + ", with --drop-near also the near ones" * bool(
         near
     )
@@ -172,11 +179,23 @@ def pair(table: Table, copy_of: np.ndarray) -> str:
 
 
 def listed(faults: Faults) -> str:
-    """The first faults in full, then how many there are of each kind."""
-    lines = list(faults.examples)
-    if faults.count > len(lines):
-        lines += [f"{count:,} times: {reason}" for reason, count in faults.reasons[:5]]
+    """A line a reason: where it is first, why, and how often."""
+    lines = []
+    for reason in faults.reasons[:REASONS_SHOWN]:
+        first, *others = reason.places
+        more = f" ({reason.count:,} times" if reason.count > 1 else ""
+        if others:
+            more += f", also at {', '.join(_line(place, first) for place in others)}"
+        lines.append(f"{first}: {reason.text}{more}{')' if more else ''}")
+    if rest := faults.count - sum(r.count for r in faults.reasons[:REASONS_SHOWN]):
+        lines.append(f"and {rest:,} more, for other reasons")
     return "\n".join(lines)
+
+
+def _line(place: str, first: str) -> str:
+    """file:line, or the line alone if the file is that of the first."""
+    path, _, line = place.rpartition(":")
+    return f"line {line}" if path == first.rpartition(":")[0] else place
 
 
 def sampled(lengths: Lengths) -> str:

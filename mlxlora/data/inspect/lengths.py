@@ -4,6 +4,7 @@ Rows are rendered as training does it, but whole: what is cut is counted here. T
 of all, so of more than SAMPLE rows an even sample is taken, unless every row is wanted.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -163,7 +164,8 @@ def _bars(lengths: np.ndarray, usual: int) -> tuple[Bar, ...]:
     return tuple(bars[full[0] : full[-1] + 1])
 
 
-def _round_numbers():  # type: ignore[no-untyped-def]
+def _round_numbers() -> Iterator[int]:
+    """1, 2, 5, 10, 20, 50, ..."""
     power = 1
     while True:
         yield from (power, 2 * power, 5 * power)

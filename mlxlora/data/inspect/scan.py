@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]  # (what, bytes or rows done, of how 
 FORMATS = tuple(READERS)  # a row's format is kept as its place in here
 BAD = 255  # the format of a line that is no row
 REASONS = 50  # told apart; what comes after is counted together
-FAULTS_SHOWN = 5
+PLACES = 3  # of a reason, shown
 TOLD_EVERY = 4 << 20  # bytes between two reports of progress
 _PARTICULAR = re.compile(r"""'[^']*'|"[^"]*"|\d+""")  # what tells two faults of a kind apart
 
@@ -60,33 +60,47 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Why some lines or rows cannot be used, as it was said of the first of them."""
+
+    text: str
+    count: int
+    places: tuple[str, ...]  # file:line of the first PLACES
+
+
+@dataclass(frozen=True)
 class Faults:
-    """Lines or rows that cannot be used: how many, why, and where the first of them are."""
+    """Lines or rows that cannot be used; the most frequent reasons first."""
 
     count: int = 0
-    reasons: tuple[tuple[str, int], ...] = ()  # the most frequent first
-    examples: tuple[str, ...] = ()  # file:line: why
+    reasons: tuple[Reason, ...] = ()
 
 
 class FaultCounter:
-    """Counts faults without keeping them."""
+    """Counts faults by reason without keeping them."""
 
     def __init__(self) -> None:
-        self._reasons: Counter[str] = Counter()
-        self._examples: list[str] = []
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+        self._places: dict[str, list[str]] = {}
 
     def add(self, where: Callable[[], str], reason: str) -> None:
-        kind = _PARTICULAR.sub("…", reason.partition(", near ")[0].partition("\n")[0])
-        if kind not in self._reasons and len(self._reasons) >= REASONS:
-            kind = "other reasons"
-        self._reasons[kind] += 1
-        if len(self._examples) < FAULTS_SHOWN:
-            self._examples.append(f"{where()}: {reason}")
+        kind = _PARTICULAR.sub("", reason.partition(", near ")[0])
+        if kind not in self._first and len(self._first) >= REASONS:
+            kind, reason = "", "other reasons"
+        self._counts[kind] += 1
+        self._first.setdefault(kind, reason)
+        places = self._places.setdefault(kind, [])
+        if len(places) < PLACES:
+            places.append(where())
 
     @property
     def faults(self) -> Faults:
-        common = tuple(self._reasons.most_common())
-        return Faults(self._reasons.total(), common, tuple(self._examples))
+        reasons = tuple(
+            Reason(self._first[kind], count, tuple(self._places[kind]))
+            for kind, count in self._counts.most_common()
+        )
+        return Faults(self._counts.total(), reasons)
 
 
 @dataclass(frozen=True)

@@ -215,9 +215,9 @@ def _keys(texts: Sequence[bytes], shared: np.ndarray) -> tuple[np.ndarray, np.nd
     sketch = np.full(len(texts) * BINS, _NONE)
     np.minimum.at(sketch, owner * BINS + (hashes >> np.uint64(57)).astype(np.int64), hashes)
     enough = np.bincount(owner, minlength=len(texts)) >= LEAST_PIECES
-    sketch = sketch.reshape(-1, BINS)
-    sketch[~enough] = 0
-    return _band_keys(_densified(sketch)), enough
+    by_row = sketch.reshape(-1, BINS)
+    by_row[~enough] = 0
+    return _band_keys(_densified(by_row)), enough
 
 
 def _densified(sketch: np.ndarray) -> np.ndarray:

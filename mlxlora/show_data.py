@@ -60,10 +60,10 @@ def _show_rows(screen: Screen, rows: Sequence[Shown]) -> None:
     screen.heading("As the model sees it")
     plain = screen.console.color_system is None
     if plain:
-        screen.say(f"{OPEN}what is trained{CLOSE}; ⏎ ends a line, · is a space at its end")
+        screen.say(f"{OPEN}what is trained{CLOSE}; ⏎ ends a line, · is a space that hides")
     else:
         legend = Text.assemble(("trained", TRAINED), "  ", ("special token", SPECIAL), "  ")
-        screen.console.print(legend.append("⏎ ends a line, · is a space at its end", "dim"))
+        screen.console.print(legend.append("⏎ ends a line, · is a space that hides", "dim"))
     for row in rows:
         cut = ", cut" if row.truncated else ""
         screen.say()
@@ -89,7 +89,12 @@ def _legible(text: str) -> str:
     """Line ends and what is easily overlooked before them, visible; the middle left out."""
     if len(text) > LONGEST_PIECE:
         half = LONGEST_PIECE // 2
-        text = f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"
+        left = len(text) - 2 * half
+        return f"{_visible(text[:half])} […{left:,} characters…] {_visible(text[-half:])}"
+    return _visible(text)
+
+
+def _visible(text: str) -> str:
     text = re.sub(r" +(?=\n|$)|(?<=\n) +|  +", lambda spaces: "·" * len(spaces.group()), text)
     return printable(text.replace("\t", "⇥   ").replace("\n", "⏎\n").replace("\r", "␍"))
 

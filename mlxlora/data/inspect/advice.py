@@ -26,6 +26,8 @@ def advise(
     yield _formats(table, skip)
     if lengths.refused.count:
         yield _refused(lengths, skip)
+    if lengths.spelled.count:
+        yield _spelled(lengths)
     yield _nothing(lengths)
     yield _cut(lengths)
     if copies is not None:
@@ -82,6 +84,16 @@ def _refused(lengths: Lengths, skip: bool) -> Finding:
         f"{lengths.refused.count:,} of {sampled(lengths)} cannot be rendered\n"
         f"{listed(lengths.refused)}",
         f"mend them; or {CLEANED}" + ("" if skip else "; or --on-bad-row skip leaves them out"),
+    )
+
+
+def _spelled(lengths: Lengths) -> Finding:
+    return Finding(
+        "warn",
+        "special",
+        f"{lengths.spelled.count:,} of {sampled(lengths)} spell out special tokens, which then "
+        f"begin and end turns\n{listed(lengths.spelled)}",
+        "take them out of the messages: the chat template adds what is needed",
     )
 
 

@@ -4,13 +4,16 @@ Rows are rendered as training does it, but whole: what is cut is counted here. T
 of all, so of more than SAMPLE rows an even sample is taken, unless every row is wanted.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mlxlora.config import DataConfig
+from mlxlora.data.formats import Record
 from mlxlora.data.inspect.scan import FaultCounter, Faults, Progress, Table
 from mlxlora.data.render import Example, Renderer
 from mlxlora.errors import DataError
@@ -48,6 +51,7 @@ class Lengths:
     cut_supervised: int
     nothing: Faults  # rows that train nothing
     refused: Faults  # rows that cannot be rendered or masked
+    spelled: Faults  # conversations in which someone writes a special token
 
     @property
     def complete(self) -> bool:
@@ -81,26 +85,32 @@ def measure(
     rows = np.flatnonzero(usable)
     chosen = rows if every else rows[_spread(len(rows), SAMPLE)]
     renderer = Renderer(tokenizer, replace(data, max_length=WHOLE))
-    nothing, refused = FaultCounter(), FaultCounter()
+    nothing, refused, spelled = FaultCounter(), FaultCounter(), FaultCounter()
+    spelling = _special_words(tokenizer)
     marked: dict[str, list[int]] = {"nothing": [], "refused": []}
     sizes = np.zeros((len(chosen), 3), np.int64)  # length, supervised, supervised when cut
     count = 0
     for place, row in enumerate(chosen.tolist()):
         if place % TOLD_EVERY == 0:
             progress("counting tokens", place, len(chosen))
+        where = partial(table.where, row)
+        record = table.record(row)
+        if word := _spelled(spelling, record):
+            spelled.add(where, f"a message spells out {word}")
         try:
-            example = renderer(table.record(row))
+            example = renderer(record)
         except DataError as error:
-            refused.add(lambda row=row: table.where(row), str(error))  # type: ignore[misc]
+            refused.add(where, str(error))
             marked["refused"].append(row)
             continue
         kept = int(example.mask[1 : data.max_length + 1].sum())
         sizes[count] = (len(example.tokens) - 1, example.supervised, kept)
         count += 1
         if not kept:
-            nothing.add(lambda row=row: table.where(row), _why_nothing(example))  # type: ignore[misc]
+            nothing.add(where, _why_nothing(example))
             marked["nothing"].append(row)
-    lengths = _summed(sizes[:count], len(rows), data.max_length, nothing.faults, refused.faults)
+    faults = (counter.faults for counter in (nothing, refused, spelled))
+    lengths = _summed(sizes[:count], len(rows), data.max_length, *faults)
     return Measured(
         lengths,
         np.array(marked["nothing"], np.int64),
@@ -119,6 +129,17 @@ def spread_rows(rows: np.ndarray, most: int) -> list[int]:
     return list(rows[_spread(len(rows), most)].tolist()) if most else []
 
 
+def _special_words(tokenizer: Any) -> re.Pattern[str] | None:
+    words = [word for word in map(str, tokenizer.all_special_tokens) if len(word) > 2]
+    return re.compile("|".join(map(re.escape, words))) if words else None
+
+
+def _spelled(spelling: re.Pattern[str] | None, record: Record) -> str:
+    """A special token that stands in a message as text: to the model it is that token."""
+    hits = (spelling.search(m["content"]) for m in record.messages) if spelling else iter(())
+    return next((hit.group() for hit in hits if hit), "")
+
+
 def _why_nothing(example: Example) -> str:
     if example.supervised:
         return "all that would be trained lies beyond data.max_length"
@@ -126,7 +147,12 @@ def _why_nothing(example: Example) -> str:
 
 
 def _summed(
-    sizes: np.ndarray, of: int, max_length: int, nothing: Faults, refused: Faults
+    sizes: np.ndarray,
+    of: int,
+    max_length: int,
+    nothing: Faults,
+    refused: Faults,
+    spelled: Faults,
 ) -> Lengths:
     lengths, supervised, kept = sizes.T
     cut = np.maximum(lengths - max_length, 0)
@@ -146,6 +172,7 @@ def _summed(
         cut_supervised=int((supervised - kept).sum()),
         nothing=nothing,
         refused=refused,
+        spelled=spelled,
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether the tuned model will be asked as it was trained: prompt, ending, special tokens.
+"""Whether the tuned model will be asked as it was trained: prompt, ending, beginning.
 
 At inference the prompt is the conversation before a turn, with the template's generation prompt.
 It must be what stands before the trained tokens in the row, as text and as tokens: a tokenizer
@@ -7,7 +7,6 @@ over the data; render.py checks every row's spans when it is trained.
 """
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -50,7 +49,6 @@ def check_template(
     found = [_ending(tokenizer, data, examples), _beginning(tokenizer, examples)]
     if chats and tokenizer.has_chat_template:
         found.insert(0, _prompt(renderer, chats))
-        found.append(_special_words(tokenizer, chats))
     elif not chats and tokenizer.has_chat_template:
         found.insert(0, PLAIN_TEXT)
     return tuple(finding for finding in found if finding is not None)
@@ -155,31 +153,6 @@ def _beginning(tokenizer: Any, rows: Sequence[tuple[str, Record, Example]]) -> F
         "beginning",
         f"{len(doubled)} of {_of(rows)} begin with {name} twice, first {doubled[0]}",
         f"take {name} out of the rows (or out of the chat template): the tokenizer adds it",
-    )
-
-
-def _special_words(tokenizer: Any, rows: Sequence[tuple[str, Record, Example]]) -> Finding | None:
-    """Special tokens that are spelled out in what people wrote end turns where none end."""
-    words = [word for word in map(str, tokenizer.all_special_tokens) if len(word) > 2]
-    if not words:
-        return None
-    spelled = re.compile("|".join(map(re.escape, words)))
-    found = [
-        (where, hit.group())
-        for where, record, _ in rows
-        if (
-            hit := next(filter(None, (spelled.search(m["content"]) for m in record.messages)), None)
-        )
-    ]
-    if not found:
-        return Finding("pass", "special", "no message spells out a special token")
-    where, word = found[0]
-    return Finding(
-        "warn",
-        "special",
-        f"{len(found)} of {_of(rows)} spell out special tokens in a message, first {word!r} at "
-        f"{where}: to the model it is that token",
-        "take them out of the messages: the chat template adds what is needed",
     )
 
 

@@ -116,8 +116,9 @@ def _show_lengths(screen: Screen, lengths: Lengths) -> None:
             Text(_drawn(bar, most, width), style) + Text("  cut" if beyond else "", style),
         )
     screen.console.print(table)
-    at = [f"{share:.0%} have at most {length:,}" for share, length in lengths.quantiles]
-    screen.say(f"{', '.join(at)}; the longest {lengths.longest:,}")
+    shares, at = zip(*lengths.quantiles, strict=True)
+    usual = f"{' / '.join(f'{share:.0%}' for share in shares)} of the rows have at most"
+    screen.say(f"{usual} {' / '.join(f'{n:,}' for n in at)}; the longest {lengths.longest:,}")
     share = lengths.supervised / max(1, lengths.tokens)
     cut = f"; rows are cut at {lengths.max_length:,}"
     screen.say(f"{lengths.tokens:,} in all, {share:.0%} of them trained{cut}")

@@ -1,6 +1,6 @@
 """What inspect() found, on the screen: rows in colour, lengths as bars, findings, the verdict.
 
-With console.py the only file that calls rich. Where there is no colour, what is trained stands
+Where there is no colour, what is trained stands
 in brackets.
 """
 

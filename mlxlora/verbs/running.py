@@ -29,7 +29,8 @@ def follow(
     events: Callable[[threading.Event], Iterator[Any]], model: str, out: Path, as_json: bool
 ) -> None:
     """Show a run's events to the end, then what to do next. Exits with 3 if it can go on."""
-    from mlxlora.console import Screen, TrainingDisplay
+    from mlxlora.console import Screen
+    from mlxlora.display import TrainingDisplay
 
     screen = Screen(as_json)
     try:

@@ -108,7 +108,8 @@ HEAVY = {"exporting": "eight exports", "adapters": "three runs"}
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=[pytest.mark.slow] * (p in HEAVY)) for p in PAGES if p != "README"]
+    "page",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p in HEAVY)) for p in PAGES if p != "README"],
 )
 def test_the_commands_run_in_the_order_of_the_page(page, request, desk, quantized_path):
     lines = [line for line in commands(page) if not why_not(line)]

@@ -16,9 +16,7 @@ ASKED = "_MLXLORA_COMPLETE"  # set by the scripts, for this program alone
 
 def completion(
     shell: Annotated[Literal["zsh", "bash", "fish"], typer.Argument(help="which shell asks")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="the script in one JSON object")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the script in one JSON object")] = False,
 ) -> None:
     """Print what a shell needs to complete commands and options with Tab.
 

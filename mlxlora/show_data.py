@@ -1,7 +1,6 @@
 """What inspect() found, on the screen: rows in colour, lengths as bars, findings, the verdict.
 
-Where there is no colour, what is trained stands
-in brackets.
+Where there is no colour, what is trained stands in brackets.
 """
 
 import re

@@ -171,10 +171,12 @@ def _buckets(keys: np.ndarray) -> Iterator[np.ndarray]:
     """The places of equal keys, ascending, where there are at least two."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    ends = np.append(starts[1:], len(keys))
-    for number in np.flatnonzero(ends - starts > 1):
-        yield order[starts[number] : ends[number]]
+    equal = np.concatenate([[False], ordered[1:] == ordered[:-1], [False]])
+    starts = np.flatnonzero(equal[1:] & ~equal[:-1])
+    ends = np.flatnonzero(equal[:-1] & ~equal[1:]) + 1
+    del ordered, equal
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        yield order[start:end]
 
 
 def _sketch(

@@ -143,7 +143,9 @@ def main(words: list[str]) -> None:
         now = gigabytes(found.peak + found.cache)
         how = ", blocks computed again" if found.checkpoint_blocks else ""
         fits = "fits" if found.fits else "DOES NOT FIT"
-        print(f"{recipe.name}: {now} of {gigabytes(budget)}{how}; {fits} (said: {said})", flush=True)
+        print(
+            f"{recipe.name}: {now} of {gigabytes(budget)}{how}; {fits} (said: {said})", flush=True
+        )
         if write:
             text = recipe.read_text(encoding="utf-8")
             new = f"# Memory: {now} of {budget / 1e9:g} GB"

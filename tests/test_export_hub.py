@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import mlx.core as mx
 import pytest

@@ -3,7 +3,6 @@ import re
 import shutil
 from collections import namedtuple
 from functools import partial
-from pathlib import Path
 
 import mlx.core as mx
 import pytest

@@ -73,7 +73,9 @@ def test_imports_point_only_up_the_tree():
 
 
 def test_the_two_commands_that_set_up_are_one_line_each():
-    lines = [line for block in blocks(README, "sh") for line in block.splitlines() if "venv" in line]
+    lines = [
+        line for block in blocks(README, "sh") for line in block.splitlines() if "venv" in line
+    ]
     assert len(lines) == 2
     assert lines[0].endswith("mlxlora quickstart") and lines[1].endswith("-m pytest")
 

@@ -16,7 +16,7 @@ from mlxlora.memory import parse_size
 from mlxlora.train.forecast import gigabytes
 
 sys.path.insert(0, str(ROOT / "recipes"))
-import predict  # noqa: E402  (a script, not of the package)
+import predict
 
 RECIPES = {path.stem: path for path in predict.RECIPES}
 each = pytest.mark.parametrize("name", RECIPES)

@@ -437,7 +437,9 @@ def test_the_readme_s_curl_lines(server, as_in_the_readme):
 
 
 def test_the_readme_s_client_in_python(server, as_in_the_readme, capsys):
-    (code,) = [block for block in blocks(guide("serving"), "python") if block.startswith("from openai")]
+    (code,) = [
+        block for block in blocks(guide("serving"), "python") if block.startswith("from openai")
+    ]
     code = code.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
     exec(compile(code + "\nclient.close()", "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxlora.errors import ConfigError, ExportError
-from mlxlora.verbs.fidelity import MaxKl, Measured, ProofRows, figures, proof, show
 from mlxlora.verbs.completion import beginnings
+from mlxlora.verbs.fidelity import MaxKl, Measured, ProofRows, figures, proof, show
 from mlxlora.verbs.formats import FORMATS, OF_ADAPTERS, Order, Outcome, check_adapter
 from mlxlora.verbs.install import Install
 from mlxlora.verbs.install import check as check_install

@@ -17,6 +17,7 @@ from mlxlora.verbs import (
     bench,
     chat,
     completion,
+    data,
     doctor,
     evaluate,
     export,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command()(quickstart.quickstart)
 app.command()(plan.plan)
+app.command()(data.data)
 app.command()(train.train)
 app.command()(resume.resume)
 app.command("eval")(evaluate.evaluate)

@@ -10,12 +10,14 @@ import json
 import math
 import os
 import shlex
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +31,7 @@ class Screen:
         self.as_json = as_json
         self._console = Console(stderr=as_json, highlight=False, soft_wrap=False)
         self._counter: Live | None = None
+        self._bar = ("", 0.0)  # what it shows, and since when
 
     @property
     def console(self) -> Console:
@@ -131,12 +134,30 @@ class Screen:
 
         of: None if nobody knows how many there will be.
         """
+        self._transient(Text(f"{what}  {done}" + (f"/{of}" if of is not None else ""), "dim"))
+
+    def bar(self, what: str, done: int, of: int) -> None:
+        """progress() with a bar, for bytes and rows by the million."""
+        if what != self._bar[0]:
+            self._bar = (what, time.monotonic())
+        line = Table.grid(padding=(0, 2, 0, 0))
+        elapsed, share = time.monotonic() - self._bar[1], done / max(1, of)
+        left = f"{clock(elapsed / share - elapsed)} left" if share and elapsed > 2 else ""
+        line.add_row(
+            ProgressBar(total=max(1, of), completed=done, width=30),
+            Text(f"{share:.0%}", "bold"),
+            Text(what),
+            Text(left, "dim"),
+        )
+        self._transient(line)
+
+    def _transient(self, shown: RenderableType) -> None:
         if not self._console.is_terminal:
             return
         if self._counter is None:
             self._counter = Live(console=self._console, transient=True, refresh_per_second=8)
             self._counter.start()
-        self._counter.update(Text(f"{what}  {done}" + (f"/{of}" if of is not None else ""), "dim"))
+        self._counter.update(shown)
 
 
 def fail(message: str) -> None:

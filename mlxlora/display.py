@@ -4,7 +4,6 @@ What stays on the screen are the validations, what was saved at the end and what
 live lines below them are drawn anew in place, four times a second, and are gone at the end.
 """
 
-import math
 import time
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxlora.console import Screen, clock, size
-from mlxlora.course import ASCII_BARS, BARS, Course, sparkline
+from mlxlora.course import ASCII_BARS, BARS, Course, sparklines
 from mlxlora.errors import printable
 from mlxlora.train.events import Done, Eval, Event, Resumed, Sample, Saved, Skipped, Start, Step
 
@@ -186,12 +185,11 @@ class TrainingDisplay:
 
     def _curves(self, course: Course, width: int) -> list[Text]:
         losses, checks = course.curves(width)
-        known = [value for value in (*losses, *checks) if math.isfinite(value)]
-        low, high = min(known, default=0.0), max(known, default=0.0)
         bars = ASCII_BARS if self.screen.console.options.ascii_only else BARS
+        curves = sparklines([losses, checks], bars)
         train = _line(
             ("train  ", "dim"),
-            (sparkline(losses, low, high, bars), "cyan"),
+            (curves[0], "cyan"),
             (f"  {course.loss:.3f}", "bold"),
             (f"   lr {course.learning_rate:.1e}   grad {course.grad_norm:.2f}", "dim"),
         )
@@ -199,7 +197,7 @@ class TrainingDisplay:
             return [train]
         valid = _line(
             ("valid  ", "dim"),
-            (sparkline(checks, low, high, bars), "green"),
+            (curves[1], "green"),
             (f"  {course.validations[-1].loss:.3f}" if course.validations else "      -", "bold"),
             (_validations(course), "dim"),
         )
@@ -210,7 +208,12 @@ def _progress(course: Course, width: int) -> Table:
     total = course.start.updates
     head = Table.grid(padding=(0, 2, 0, 0))
     head.add_row(
-        ProgressBar(total=total, completed=course.update, width=max(10, min(40, width - 50))),
+        ProgressBar(
+            total=total,
+            completed=course.update,
+            width=max(10, min(40, width - 50)),
+            complete_style="cyan",
+        ),
         Text(f"{course.update}/{total}", "bold"),
         Text(f"epoch {course.epoch:.2f}", "dim"),
         Text(f"{clock(course.seconds_left)} left", no_wrap=True),

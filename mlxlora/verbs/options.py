@@ -35,6 +35,14 @@ Sets = Annotated[
         autocompletion=beginnings([f"{key}=" for key, _, _ in options(RunConfig)]),
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="tensorboard|wandb|mlflow",
+        help="tell a tracker of the run, too (each an extra to install); repeatable",
+    ),
+]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="run Python that the model brings along")
 ]

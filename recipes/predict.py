@@ -1,6 +1,7 @@
 """What each recipe needs, by `mlxlora plan` on its model's published shape: the recipes' headers.
 
-    python recipes/predict.py [--write] [RECIPE ...]
+    python recipes/predict.py [--write] [RECIPE ...]   --write: into headers and recipes/README.md
+    python recipes/predict.py --table                  that list alone, from the headers
 
 No model is downloaded. A directory is made that has what plan reads of one: config.json, and
 weight files of the right header whose data is a hole. Every row is taken to have data.max_length
@@ -25,7 +26,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama, qwen3, qwen3_moe
 
 from mlxlora.config import RunConfig
-from mlxlora.memory import parse_size
+from mlxlora.memory import keep_freed_pages, parse_size
 from mlxlora.skeleton import write_stand_in
 from mlxlora.train.forecast import Forecast, forecast, gigabytes
 
@@ -133,9 +134,32 @@ def header(recipe: Path) -> tuple[str, int]:
     return found["said"], parse_size(found["budget"], str(recipe))
 
 
+def table() -> str:
+    """The list of recipes in recipes/README.md, from their headers."""
+    lines = ["| recipe | for | model | memory |", "|---|---|---|---|"]
+    for recipe in RECIPES:
+        purpose = recipe.read_text(encoding="utf-8").split("\n")[0].strip("# .")
+        model = RunConfig.load(recipe).model.rpartition("/")[2]
+        said, budget = header(recipe)
+        cells = f"[{recipe.stem}]({recipe.name})", purpose, model, f"{said} of {budget / 1e9:g} GB"
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table() -> None:
+    page = HERE / "README.md"
+    before, rest = page.read_text(encoding="utf-8").split("<!-- recipes -->\n")
+    after = rest.split("<!-- /recipes -->")[1]
+    marked = f"<!-- recipes -->\n{table()}<!-- /recipes -->"
+    page.write_text(before + marked + after, encoding="utf-8")
+
+
 def main(words: list[str]) -> None:
     """Print every prediction, and put it into the header with --write."""
     write = "--write" in words
+    keep_freed_pages()  # half of the time otherwise
+    if "--table" in words:
+        return write_table()
     for recipe in [Path(word) for word in words if word != "--write"] or RECIPES:
         said, budget = header(recipe)
         run = RunConfig.load(recipe)
@@ -150,6 +174,8 @@ def main(words: list[str]) -> None:
             text = recipe.read_text(encoding="utf-8")
             new = f"# Memory: {now} of {budget / 1e9:g} GB"
             recipe.write_text(PREDICTION.sub(new, text, count=1), encoding="utf-8")
+    if write:
+        write_table()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from conftest import write_rows
-from documents import ROOT
+from documents import ROOT, section
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -91,6 +91,11 @@ def test_the_figure_of_the_smallest_is_what_plan_says():
     assert parse_size(gigabytes(found.peak + found.cache), "") == pytest.approx(
         parse_size(said, ""), rel=0.15
     )
+
+
+def test_the_list_of_recipes_is_their_headers():
+    page = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    assert section(page, "recipes") == predict.table()
 
 
 def test_every_shape_is_of_a_recipe_and_every_id_looks_like_one():

@@ -4,9 +4,10 @@
     python recipes/predict.py --table                  that list alone, from the headers
 
 No model is downloaded. A directory is made that has what plan reads of one: config.json, and
-weight files of the right header whose data is a hole. Every row is taken to have data.max_length
-tokens, which is the most that a recipe can need. On Linux the figures are those of MLX's CPU
-build, which computes in float32: a Mac keeps the same base, and needs less beside it.
+weight files of the right header whose data is a hole. Rows are taken to have data.max_length
+tokens and to be computed one at a time, which is the least that such a recipe needs: where there
+is more memory, more is computed at once. On Linux the figures are those of MLX's CPU build, which
+computes in float32: a Mac keeps the same base, and needs less beside it.
 """
 
 import json
@@ -34,7 +35,7 @@ HERE = Path(__file__).parent
 RECIPES = sorted(HERE.glob("*.toml"))
 FAMILIES: dict[str, Any] = {"llama": llama, "qwen3": qwen3, "qwen3_moe": qwen3_moe}
 QUANTIZATION = {"group_size": 64, "bits": 4}
-PREDICTION = re.compile(r"^# Memory: (?P<said>.*?) of (?P<budget>[\d.]+ GB)", re.MULTILINE)
+PREDICTION = re.compile(r"^# Memory: from (?P<said>.*?) of (?P<budget>[\d.]+ GB)", re.MULTILINE)
 
 
 def _shape(kind: str, hidden: int, blocks: int, mlp: int, heads: int, kv: int) -> dict[str, Any]:
@@ -120,17 +121,18 @@ def write_shape(directory: Path, config: dict[str, Any]) -> Path:
 
 
 def predict(run: RunConfig, config: dict[str, Any], budget: int) -> Forecast:
-    """The forecast of a run on a model of this shape, in a budget of bytes."""
+    """The forecast of a run on a model of this shape, in a budget of bytes, a row at a time."""
+    train = replace(run.train, tokens_per_microbatch=run.data.max_length)
     with tempfile.TemporaryDirectory() as place:
         model = write_shape(Path(place) / "model", config)
-        return forecast(replace(run, model=str(model)), budget)
+        return forecast(replace(run, model=str(model), train=train), budget)
 
 
 def header(recipe: Path) -> tuple[str, int]:
     """(what a recipe's header says that it needs, the budget in which: bytes)."""
     found = PREDICTION.search(recipe.read_text(encoding="utf-8"))
     if found is None:
-        raise SystemExit(f"{recipe}: its header has no line '# Memory: ... of ... GB'")
+        raise SystemExit(f"{recipe}: its header has no line '# Memory: from ... of ... GB'")
     return found["said"], parse_size(found["budget"], str(recipe))
 
 
@@ -141,7 +143,12 @@ def table() -> str:
         purpose = recipe.read_text(encoding="utf-8").split("\n")[0].strip("# .")
         model = RunConfig.load(recipe).model.rpartition("/")[2]
         said, budget = header(recipe)
-        cells = f"[{recipe.stem}]({recipe.name})", purpose, model, f"{said} of {budget / 1e9:g} GB"
+        cells = (
+            f"[{recipe.stem}]({recipe.name})",
+            purpose,
+            model,
+            f"from {said} of {budget / 1e9:g} GB",
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -172,7 +179,7 @@ def main(words: list[str]) -> None:
         )
         if write:
             text = recipe.read_text(encoding="utf-8")
-            new = f"# Memory: {now} of {budget / 1e9:g} GB"
+            new = f"# Memory: from {now} of {budget / 1e9:g} GB"
             recipe.write_text(PREDICTION.sub(new, text, count=1), encoding="utf-8")
     if write:
         write_table()

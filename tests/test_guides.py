@@ -103,7 +103,7 @@ def run(*words: str):
     return CliRunner().invoke(app, words)
 
 
-HEAVY = {"exporting": "eight exports", "adapters": "three runs"}
+HEAVY = {"exporting": "eight exports"}
 
 
 @pytest.mark.parametrize(

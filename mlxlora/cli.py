@@ -27,7 +27,9 @@ from mlxlora.verbs import (
     plan,
     quantize,
     quickstart,
+    report,
     resume,
+    runs,
     serve,
     train,
 )
@@ -44,6 +46,8 @@ app.command()(data.data)
 app.command()(train.train)
 app.command()(resume.resume)
 app.command("eval")(evaluate.evaluate)
+app.command()(report.report)
+app.command()(runs.runs)
 app.command()(chat.chat)
 app.command()(serve.serve)
 app.command()(fuse.fuse)

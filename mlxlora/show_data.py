@@ -1,7 +1,6 @@
 """What inspect() found, on the screen: rows in colour, lengths as bars, findings, the verdict.
 
-Where there is no colour, what is trained stands
-in brackets.
+Where there is no colour, what is trained stands in brackets.
 """
 
 import re
@@ -58,7 +57,7 @@ def show_cleaned(screen: Screen, cleaned: Cleaned) -> None:
 
 def _show_rows(screen: Screen, rows: Sequence[Shown]) -> None:
     screen.heading("As the model sees it")
-    plain = screen.console.color_system is None
+    plain = screen.console.color_system is None or screen.console.no_color
     if plain:
         screen.say(f"{OPEN}what is trained{CLOSE}; ⏎ ends a line, · is a space that hides")
     else:

@@ -65,12 +65,16 @@ def test_in_colour_there_are_no_brackets(dense_path, rows):
 
     found = inspect(DataConfig(path=str(rows)), load(dense_path).tokenizer, rows=1)
     shown = {}
-    for colour in ("standard", None):
-        screen = Screen()
-        file = io.StringIO()
-        screen._console = Console(file=file, width=80, color_system=colour, force_terminal=True)
+    terminals = {
+        "colour": {"color_system": "standard", "no_color": False},
+        "none": {"color_system": None},
+        "NO_COLOR": {"color_system": "standard", "no_color": True},
+    }
+    for name, options in terminals.items():
+        screen, file = Screen(), io.StringIO()
+        screen._console = Console(file=file, width=80, force_terminal=True, **options)
         show_inspection(screen, found)
-        shown[colour] = file.getvalue()
-    assert "⟦" in shown[None] and "⟦" not in shown["standard"]
-    assert "\x1b[32ma" in shown["standard"]  # the trained letter, green
-    assert max(map(len, shown[None].splitlines())) <= 80
+        shown[name] = file.getvalue()
+    assert "⟦" not in shown["colour"] and "\x1b[32ma" in shown["colour"]  # the letter, green
+    assert "⟦a<" in shown["none"] and "⟦" in shown["NO_COLOR"]
+    assert max(map(len, shown["none"].splitlines())) <= 80

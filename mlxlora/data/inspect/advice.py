@@ -1,6 +1,6 @@
 """What was found in the rows, each with the option or command that mends it; and a verdict."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -197,17 +197,20 @@ def listed(faults: Faults) -> str:
         first, *others = reason.places
         more = f" ({reason.count:,} times" if reason.count > 1 else ""
         if others:
-            more += f", also at {', '.join(_line(place, first) for place in others)}"
+            more += f", also at {_places(others, first)}"
         lines.append(f"{first}: {reason.text}{more}{')' if more else ''}")
     if rest := faults.count - sum(r.count for r in faults.reasons[:REASONS_SHOWN]):
         lines.append(f"and {rest:,} more, for other reasons")
     return "\n".join(lines)
 
 
-def _line(place: str, first: str) -> str:
-    """file:line, or the line alone if the file is that of the first."""
-    path, _, line = place.rpartition(":")
-    return f"line {line}" if path == first.rpartition(":")[0] else place
+def _places(places: Sequence[str], first: str) -> str:
+    """The lines alone if all are in the file of the first."""
+    path = first.rpartition(":")[0]
+    if any(place.rpartition(":")[0] != path for place in places):
+        return ", ".join(places)
+    numbers = ", ".join(place.rpartition(":")[2] for place in places)
+    return f"line{'s' * (len(places) > 1)} {numbers}"
 
 
 def sampled(lengths: Lengths) -> str:

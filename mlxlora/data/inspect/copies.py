@@ -36,7 +36,7 @@ class Copies:
 def find_copies(table: Table, usable: np.ndarray, near: bool, progress: Progress) -> Copies:
     """Compare the usable rows (n,) bool; near: also by similarity."""
     count = len(table)
-    rows = np.flatnonzero(usable)
+    rows = np.flatnonzero(usable).astype(np.int32)
     train, held = rows[table.splits[rows] == 0], rows[table.splits[rows] > 0]
     exact, leaks, similar, similar_leaks = (np.full(count, -1, np.int32) for _ in range(4))
     for split in np.unique(table.splits[rows]):
@@ -56,12 +56,9 @@ def find_copies(table: Table, usable: np.ndarray, near: bool, progress: Progress
 def _mark_equal(digests: np.ndarray, rows: np.ndarray, copy_of: np.ndarray) -> None:
     """For each of the rows but the first of equal digest: that first one."""
     order = rows[np.argsort(digests[rows], kind="stable")]
-    if not len(order):
-        return
     ordered = digests[order]
-    begins = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-    first = order[np.flatnonzero(begins)[np.cumsum(begins) - 1]]
-    copy_of[order[~begins]] = first[~begins]
+    again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
+    copy_of[order[again]] = order[np.searchsorted(ordered, ordered[again])]
 
 
 def _same_as(digests: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ Zhang 2012, One permutation hashing), empty bins borrow (Shrivastava 2017, Optim
 Rows that agree in one of 16 bands of 8 bins are candidates; each pair of those is compared exactly.
 So what is called near is near; of pairs just at NEAR 5 in 100 are missed, at 0.9 1 in 10,000.
 
-The bands lie in temporary files, 64 bytes a row, and are sorted one at a time: in memory are 20
-bytes a row. Only the first TEXT_LIMIT bytes of a row's text are looked at.
+The bands lie in temporary files, 64 bytes a row, and are sorted one at a time: in memory are some
+30 bytes a row. Only the first TEXT_LIMIT bytes of a row's text are looked at.
 """
 
 import contextlib
@@ -78,7 +78,8 @@ def text_of(record: Record) -> bytes:
         if message["role"] != "system":
             said.append(message["content"])
             if calls := message.get("tool_calls"):
-                said.append(orjson.dumps(calls).decode())
+                with contextlib.suppress(orjson.JSONEncodeError):  # nested too deeply
+                    said.append(orjson.dumps(calls).decode())
     text = " ".join(said)[:TEXT_LIMIT]
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
@@ -171,10 +172,12 @@ def _buckets(keys: np.ndarray) -> Iterator[np.ndarray]:
     """The places of equal keys, ascending, where there are at least two."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    ends = np.append(starts[1:], len(keys))
-    for number in np.flatnonzero(ends - starts > 1):
-        yield order[starts[number] : ends[number]]
+    equal = np.concatenate([[False], ordered[1:] == ordered[:-1], [False]])
+    starts = np.flatnonzero(equal[1:] & ~equal[:-1])
+    ends = np.flatnonzero(equal[:-1] & ~equal[1:]) + 1
+    del ordered, equal
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        yield order[start:end]
 
 
 def _sketch(

@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browsing import browser  # noqa: F401  (a fixture)
 from conftest import write_rows
 from typer.testing import CliRunner
 
@@ -90,20 +89,6 @@ def test_the_page_tells_the_run(read, run_path):
 def test_the_page_asks_nothing_of_any_host_and_runs_nothing(read):
     assert "script" not in read.tags and "img" not in read.tags and "iframe" not in read.tags
     assert all(address.startswith(("data:", "#")) for address in read.addresses)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_it_without_a_request_or_a_complaint(browser, run_path, scheme):
-    told: list[str] = []
-    shown = browser.new_page(color_scheme=scheme, viewport={"width": 400, "height": 800})
-    shown.on("request", lambda request: told.append(request.url))
-    shown.on("console", lambda message: told.append(message.text))
-    written = write_report(run_path).path
-    shown.goto(f"file://{written}")
-    assert [text for text in told if not text.startswith(("data:", f"file://{written}"))] == []
-    assert shown.evaluate("document.documentElement.scrollWidth") <= 400
-    assert shown.locator("figure svg").count() == 5
-    shown.close()
 
 
 def test_rows_and_answers_that_are_html_stay_text(read):

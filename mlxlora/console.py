@@ -7,7 +7,6 @@ stdout is one JSON object. Where the output is no terminal, lines are plain and 
 import contextlib
 import errno
 import json
-import math
 import os
 import shlex
 import time
@@ -22,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxlora.errors import printable
+from mlxlora.files import finite
 from mlxlora.train.events import Done, Eval, Event, Resumed, Sample, Saved, Skipped, Start, Step
 
 PLAIN_SECONDS = 10.0  # between step lines when the output is not a terminal
@@ -82,7 +82,7 @@ class Screen:
     def result(self, value: Any) -> None:
         """The machine-readable result, only with --json: one object, one line."""
         if self.as_json:
-            value = _finite(value)
+            value = finite(value)
             text = json.dumps(value, ensure_ascii=False, default=str)
             if any("\ud800" <= c <= "\udfff" for c in text):  # of a file's name that is not UTF-8
                 text = json.dumps(value, default=str)
@@ -307,15 +307,6 @@ class TrainingDisplay:
         whole = f" (the process {size(event.footprint)})" if event.footprint else ""
         peak = f"peak {size(event.peak_memory)}{whole}"
         say(f"{clock(event.seconds)}, {peak}, adapter in {event.adapter}")
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what is no number: JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def clock(seconds: float) -> str:

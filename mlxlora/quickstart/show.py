@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxlora.console import Screen, TrainingDisplay, clock, size
-from mlxlora.evaluate import Result
+from mlxlora.evaluation.results import Result
 from mlxlora.export.fuse import Fused
 from mlxlora.quickstart.story import BASE, Chapter, End, play
 

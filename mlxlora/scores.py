@@ -30,24 +30,25 @@ def show_results(screen: Screen, results: Sequence[Result], metrics: Sequence[Me
     if metrics and all(result.metrics for result in results):
         screen.say()
         screen.table(
-            ["answers", *(metric.name for metric in metrics)],
-            [[r.name, *(_estimate(r.metrics[m.name], m.share) for m in metrics)] for r in results],
+            ["answers", "", "95 % interval"],
+            [
+                [f"{metric.name}: {result.name}", *_estimate(result.metrics[metric.name], metric)]
+                for metric in metrics
+                for result in results
+            ],
         )
 
 
 def show_comparisons(
     screen: Screen, results: Sequence[Result], comparisons: Sequence[Comparison]
 ) -> None:
-    """A line for every two models: better, worse, or no difference shown."""
+    """By every figure, a line for every two models: better, worse, or no difference shown."""
     if not comparisons:
         return
-    names = list(dict.fromkeys(one.metric for one in comparisons))
-    pairs = list(dict.fromkeys((one.a, one.b) for one in comparisons))
-    found = {(one.a, one.b, one.metric): one for one in comparisons}
     screen.say()
     screen.table(
-        ["difference (95 % interval)", *names],
-        [[f"{a} beside {b}", *(_standing(found[a, b, name]) for name in names)] for a, b in pairs],
+        ["beside each other", "difference", "95 % interval", ""],
+        [[f"{one.metric}: {one.a} beside {one.b}", *_standing(one)] for one in comparisons],
     )
     if results[0].rows < FEWEST_ROWS:
         screen.say(f"Fewer than {FEWEST_ROWS} rows show no difference, whatever it is.", "dim")
@@ -72,16 +73,16 @@ def show_worst(screen: Screen, result: Result, rows: Sequence[Bad]) -> None:
         screen.facts(lines)
 
 
-def _estimate(estimate: Estimate, share: bool) -> str:
+def _estimate(estimate: Estimate, metric: Metric) -> list[str]:
     low, high = estimate.interval
-    if share:
-        return f"{estimate.value:.1%} ({low:.1%} to {high:.1%})"
-    return f"{estimate.value:.4g} ({low:.4g} to {high:.4g})"
+    form = "{:.1%}" if metric.share else "{:.4g}"
+    return [form.format(estimate.value), f"{form.format(low)} to {form.format(high)}"]
 
 
-def _standing(comparison: Comparison) -> str:
+def _standing(comparison: Comparison) -> list[str]:
     low, high = comparison.interval
-    return f"{comparison.verdict}\n{comparison.difference:+.3g} ({low:+.3g} to {high:+.3g})"
+    interval = f"{low:+.3g} to {high:+.3g}"
+    return [f"{comparison.difference:+.3g}", interval, comparison.verdict]
 
 
 def _short(text: str) -> str:

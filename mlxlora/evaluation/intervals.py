@@ -4,7 +4,8 @@ Rows are drawn again with replacement, as many as there are, and the figure is c
 draw; the middle 95 % of those figures are its interval (the percentile interval of Efron and
 Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). A figure is a ratio of two sums
 over rows: losses over tokens, or scores over rows. Figures of several models are computed of the
-same draws, so their differences are paired. What other seeds of training or other wordings of a
+same draws, so their differences are paired. Rows that are all alike have an interval of no width,
+however few they are. What other seeds of training or other wordings of a
 prompt would change is not in these intervals.
 """
 

@@ -134,7 +134,10 @@ def from_json(line: bytes | str) -> Event:
     kinds = {kind.__name__.lower(): kind for kind in get_args(Event)}
     try:
         kind = kinds[fields.pop("event")]
-        values = {k: _tuples(v) for k, v in fields.items()}
+        floats = {f.name for f in dataclasses.fields(kind) if f.type is float}
+        values = {
+            k: math.nan if v is None and k in floats else _tuples(v) for k, v in fields.items()
+        }
         return cast(Event, kind(**values))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an event: {line!r}") from error

@@ -27,6 +27,7 @@ from mlxlora.verbs import (
     quickstart,
     resume,
     serve,
+    sweep,
     train,
 )
 
@@ -40,6 +41,7 @@ app.command()(quickstart.quickstart)
 app.command()(plan.plan)
 app.command()(train.train)
 app.command()(resume.resume)
+app.command()(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command()(chat.chat)
 app.command()(serve.serve)

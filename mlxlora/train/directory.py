@@ -132,7 +132,7 @@ def read(path: Path) -> tuple[RunConfig, Origin]:
         began = RunConfig.from_dict(origin.run)
     except (ValueError, TypeError, KeyError, ConfigError) as error:
         raise CheckpointError(f"{path / START} is damaged: {error}") from error
-    changes = _differences(began.to_dict(), RunConfig.load(path / CONFIG).to_dict())
+    changes = differences(began.to_dict(), RunConfig.load(path / CONFIG).to_dict())
     if changes:
         raise CheckpointError(
             f"{path / CONFIG} was changed since the run began:\n"
@@ -243,13 +243,13 @@ def _changed_rows(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Options that differ between two configs of the same keys."""
     changes = []
     for key, old in then.items():
         new = now[key]
         if isinstance(old, dict) and not prefix:
-            changes += _differences(old, new, f"{key}.")
+            changes += differences(old, new, f"{key}.")
         elif old != new:
             changes.append(f"{prefix}{key}: {old!r} then, {new!r} now")
     return changes

@@ -90,10 +90,6 @@ class Feed:
     seed: int
     skip_refused: bool = False
 
-    @property
-    def updates_per_epoch(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
-
     def updates(self, cursor: Cursor) -> Iterator[Update]:
         """Updates from this cursor on, without end."""
         while True:

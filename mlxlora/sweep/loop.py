@@ -8,7 +8,7 @@ variants' logs: a sweep that was killed anywhere goes on from there.
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event as Flag
@@ -119,15 +119,31 @@ def _opened(plan: Plan, trust: bool) -> Board:
     if begun:  # the others were let through when it began
         new = [one for one in new if board.find(one.name).state == "waiting"]
     refuse(faults_of(new, check, MlxLoraError), len(new))
-    if new and open_splits(plan.config.data, plan.config.train.seed).valid is None:
-        raise ConfigError(
-            "a sweep compares validation losses, and this data has no validation rows: add a "
-            "valid.jsonl, or let data.valid_fraction of a single file be kept"
-        )
     if new:
+        splits = open_splits(plan.config.data, plan.config.train.seed)
+        if splits.valid is None:
+            raise ConfigError(
+                "a sweep compares validation losses, and this data has no validation rows: add a "
+                "valid.jsonl, or let data.valid_fraction of a single file be kept"
+            )
+        late = lambda run: _refuse_late(run, len(splits.train), plan.rungs)  # noqa: E731
+        refuse(faults_of(new, late, ConfigError), len(new))
         fits = lambda run: refuse_what_cannot_fit(run, trust_remote_code=trust)  # noqa: E731
         refuse(faults_of(new, fits, ConfigError), len(new))
     return board
+
+
+def _refuse_late(run: RunConfig, rows: int, rungs: Sequence[float]) -> None:
+    """Raise ConfigError for a run that is not validated before its end, where it is needed."""
+    updates = run.train.length(rows)
+    every = run.eval.interval(updates)
+    late = [share for share in rungs if target(share, updates, every) >= updates]
+    if late:
+        raise ConfigError(
+            f"eval.every = {every} of {updates} updates: nothing is measured between "
+            f"{100 * late[0]:.3g} % of a run and its end, where variants are to be compared; "
+            "set eval.every=0 (ten times a run), or pass --no-halving"
+        )
 
 
 class _Sweep:

@@ -17,7 +17,7 @@ from mlxlora.train.events import Eval, Resumed, Skipped, Start, Step
 
 STYLES = {"running": "cyan", "finished": "green", "dropped": "dim", "failed": "red"}
 AROUND = 6  # lines of a terminal that are left to other things
-BAR = 12  # characters
+BAR = 8  # characters
 
 
 class Leaderboard:
@@ -27,6 +27,7 @@ class Leaderboard:
         self.screen = screen
         self._live = screen.console.is_terminal
         self._said = time.monotonic()
+        self._figures = Text()  # of the last update
         self._training = ""  # the variant whose turn it is
 
     def show(self, news: Iterator[News]) -> News | None:
@@ -78,7 +79,7 @@ class Leaderboard:
             return
         where = "finished" if one.state == "finished" else f"rung {one.rung} of {len(board.rungs)}"
         self.screen.say(
-            f"{one.name}: {where}, validation loss {_loss(one)} after {one.updates:,} updates",
+            f"{one.name}: {where}, validation loss {_loss(one)}",
             "green" if one.state == "finished" else "",
         )
 
@@ -101,7 +102,9 @@ class Leaderboard:
             step = news.event
             rate = step.tokens / max(step.seconds, 1e-9)
             figures = f"loss {step.loss:.3f}  lr {step.learning_rate:.1e}  {rate:,.0f} tok/s"
-            parts.append(Text(f"{news.name}  {figures}", "dim", no_wrap=True, overflow="ellipsis"))
+            self._figures = Text(f"{figures}  {news.name}", "dim", no_wrap=True)
+            self._figures.truncate(self.screen.console.width - 4)  # room for the echo of Ctrl-C
+        parts.append(self._figures)
         return Group(*parts)
 
 
@@ -109,13 +112,13 @@ def _table(standings: Sequence[Standing], now: str = "") -> Table:
     """now: the variant whose turn it is."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("variant", overflow="fold")
-    table.add_column("validation loss", justify="right")
+    table.add_column("loss", justify="right")
     table.add_column("updates", justify="right")
     table.add_column("")
     table.add_column("")
     for one in standings:
         turn = "training" if one.name == now and one.state == "running" else one.state
-        state = {"running": "stopped at a rung" if one.rung else "interrupted"}.get(turn, turn)
+        state = "paused" if turn == "running" else turn
         style = STYLES.get(one.state, "") if turn != "running" else ""
         table.add_row(
             Text(printable(one.name), "bold" if turn == "training" else style),

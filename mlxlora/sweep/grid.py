@@ -169,4 +169,6 @@ def _names(grid: Grid, combinations: Sequence[Sequence[Any]]) -> list[str]:
 
 def _word(value: Any) -> str:
     text = value if isinstance(value, str) else toml_value(value)
+    if isinstance(value, float):
+        text = f"{value:g}"
     return re.sub(r"[^A-Za-z0-9.+_-]+", "_", text).strip("_")

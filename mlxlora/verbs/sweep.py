@@ -65,6 +65,8 @@ def sweep(
     named = {"model": model, "data.path": data, "out": out}
     given = [f"{key}={toml_value(value)}" for key, value in named.items() if value]
     given += [*overrides, *(set or [])]
+    if twice := [key for key in values if any(text.startswith(f"{key}=") for text in given)]:
+        raise ConfigError(f"{', '.join(twice)}: given alone and in --grid; leave one of them out")
     run = RunConfig.load(recipe, given)
     if not run.out:
         raise ConfigError("not given: out, the directory of the sweep")

@@ -206,10 +206,10 @@ class _Sweep:
                     changes["loss"] = min(self._loss(variant.name), rank(event.loss))
                     if at <= event.update < length:
                         flag.set()
-                if self._stop.is_set():
-                    flag.set()
                 if not isinstance(event, Done):
                     yield self._put(variant.name, event, **changes)
+                if self._stop.is_set():  # before the run looks whether it is to stop
+                    flag.set()
 
     def _decide(self, number: int, share: float) -> Iterator[News]:
         """Drop the worse part of those that are still there."""

@@ -16,6 +16,8 @@ from mlxlora.verbs import (
     adapter,
     bench,
     chat,
+    completion,
+    data,
     doctor,
     evaluate,
     export,
@@ -39,6 +41,7 @@ app = typer.Typer(
 )
 app.command()(quickstart.quickstart)
 app.command()(plan.plan)
+app.command()(data.data)
 app.command()(train.train)
 app.command()(resume.resume)
 app.command()(sweep.sweep)
@@ -52,6 +55,7 @@ app.command()(hub.push)
 app.command()(hub.pull)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
+app.command()(completion.completion)
 
 adapters = typer.Typer(no_args_is_help=True, help="Look at adapters, check, merge and import them.")
 adapters.command()(adapter.info)
@@ -69,7 +73,8 @@ _CANNOT_WRITE = {
 def main() -> None:
     """The program: errors of the user's input are one message and exit code 2."""
     try:
-        app()
+        completion.answer_shells()
+        app(prog_name="mlxlora")
     except MlxLoraError as error:
         _fail(str(error))
     except OSError as error:

@@ -211,7 +211,7 @@ class EvalConfig:
         _not_negative,
         "0 or more",
     )
-    prompts: tuple[str, ...] = option((), "prompts answered at each validation")
+    prompts: tuple[str, ...] = option((), "prompts answered before training and at each validation")
     max_tokens: int = option(64, "length of those answers", "tokens", _positive, "at least 1")
 
     def interval(self, updates: int) -> int:

@@ -1,4 +1,4 @@
-"""Everything a person sees in the terminal: every call of rich is here.
+"""What a person sees in the terminal: text, tables, figures; a run that goes is in display.py.
 
 Results go to stdout and, with --json, progress goes to stderr, so that the last line of
 stdout is one JSON object. Where the output is no terminal, lines are plain and few.
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
@@ -22,10 +22,6 @@ from rich.text import Text
 
 from mlxlora.errors import printable
 from mlxlora.files import finite
-from mlxlora.train.events import Done, Eval, Event, Resumed, Sample, Saved, Skipped, Start, Step
-
-PLAIN_SECONDS = 10.0  # between step lines when the output is not a terminal
-SMOOTHING = 0.9  # of the loss and the rate shown, per update
 
 
 class Screen:
@@ -35,6 +31,7 @@ class Screen:
         self.as_json = as_json
         self._console = Console(stderr=as_json, highlight=False, soft_wrap=False)
         self._counter: Live | None = None
+        self._bar = ("", 0.0)  # what it shows, and since when
 
     @property
     def console(self) -> Console:
@@ -137,12 +134,30 @@ class Screen:
 
         of: None if nobody knows how many there will be.
         """
+        self._transient(Text(f"{what}  {done}" + (f"/{of}" if of is not None else ""), "dim"))
+
+    def bar(self, what: str, done: int, of: int) -> None:
+        """progress() with a bar, for bytes and rows by the million."""
+        if what != self._bar[0]:
+            self._bar = (what, time.monotonic())
+        line = Table.grid(padding=(0, 2, 0, 0))
+        elapsed, share = time.monotonic() - self._bar[1], done / max(1, of)
+        left = f"{clock(elapsed / share - elapsed)} left" if share and elapsed > 2 else ""
+        line.add_row(
+            ProgressBar(total=max(1, of), completed=done, width=30),
+            Text(f"{share:.0%}", "bold"),
+            Text(what),
+            Text(left, "dim"),
+        )
+        self._transient(line)
+
+    def _transient(self, shown: RenderableType) -> None:
         if not self._console.is_terminal:
             return
         if self._counter is None:
             self._counter = Live(console=self._console, transient=True, refresh_per_second=8)
             self._counter.start()
-        self._counter.update(Text(f"{what}  {done}" + (f"/{of}" if of is not None else ""), "dim"))
+        self._counter.update(shown)
 
 
 def fail(message: str) -> None:
@@ -152,161 +167,6 @@ def fail(message: str) -> None:
     console.print(Text("error: ", "bold red").append(first, "default"))
     if rest:
         console.print(Text(rest))
-
-
-class TrainingDisplay:
-    """Shows the events of a run: a live line in a terminal, plain lines elsewhere."""
-
-    def __init__(self, screen: Screen) -> None:
-        self.screen = screen
-        self._start: Start | None = None
-        self._validations = 0
-        self._loss = self._rate = float("nan")
-        self._began = self._said = time.monotonic()
-        self._from = 0  # the update that this process began after
-
-    def show(self, events: Iterator[Event]) -> Done | None:
-        """Consume the events; return the last one."""
-        done = None
-        live = self.screen.console.is_terminal
-        with Live(
-            Text(), console=self.screen.console, transient=True, auto_refresh=False
-        ) as region:
-            for event in events:
-                if isinstance(event, Done):
-                    done = event
-                with self.screen.unless_gone():
-                    self._present(event, region, live)
-        return done
-
-    def _present(self, event: Event, region: Live, live: bool) -> None:
-        if isinstance(event, Done):
-            region.update(Text(), refresh=True)
-        self._show(event)
-        if isinstance(event, Start) and live:
-            region.update(Text("starting", "dim"), refresh=True)
-        if isinstance(event, Step) and live:
-            region.update(self._status(event), refresh=True)
-
-    def _show(self, event: Event) -> None:
-        say = self.screen.say
-        if isinstance(event, Start):
-            self._begin(event)
-        elif isinstance(event, Step):
-            self._smooth(event)
-        elif isinstance(event, Eval):
-            self._validation(event)
-        elif isinstance(event, Resumed):
-            self._resume(event)
-        elif isinstance(event, Skipped):
-            say(
-                f"{event.update:>7}  skipped: {event.reason}; rows {', '.join(event.rows)}",
-                "yellow",
-            )
-        elif isinstance(event, Saved) and event.why not in ("best", "checkpoint"):
-            say(f"{event.update:>7}  saved {event.path} ({event.why})", "dim")
-        elif isinstance(event, Sample):
-            say(f"{event.update:>7}  {_short(event.prompt, 60)}", "dim")
-            say(f"         {event.text.strip()}")
-        elif isinstance(event, Done):
-            self._finish(event)
-
-    def _begin(self, event: Start) -> None:
-        self._start = event
-        share = 100 * event.trainable / max(1, event.parameters)
-        rows = f"{event.rows:,} for training, {event.valid_rows:,} for validation"
-        if event.skipped_rows:
-            rows += f", {event.skipped_rows:,} bad ones skipped"
-        self.screen.facts(
-            [
-                ("rows", rows),
-                (
-                    "trained",
-                    f"{event.trainable:,} of {event.parameters:,} parameters ({share:.3g} %)"
-                    + (f" in {event.adapted} layers" if event.adapted else ""),
-                ),
-                ("updates", f"{event.updates:,}, learning rate up to {event.learning_rate:g}"),
-                ("computed", _ways(event)),
-            ]
-        )
-        for note in event.notes:
-            self.screen.say(f"note: {note}", "yellow")
-
-    def _resume(self, event: Resumed) -> None:
-        self._from = event.update
-        where = f"after update {event.update}" if event.update else "from the beginning"
-        self.screen.say(f"{event.update:>7}  going on {where}", "green")
-        for note in event.notes:
-            self.screen.say(f"note: {note}", "yellow")
-
-    def _smooth(self, event: Step) -> None:
-        rate = event.tokens / max(event.seconds, 1e-9)
-        if self._loss != self._loss:
-            self._loss, self._rate = event.loss, rate
-        elif event.tokens:
-            self._loss = SMOOTHING * self._loss + (1 - SMOOTHING) * event.loss
-            self._rate = SMOOTHING * self._rate + (1 - SMOOTHING) * rate
-        now = time.monotonic()
-        if not self.screen.console.is_terminal and now - self._said > PLAIN_SECONDS:
-            self._said = now
-            self.screen.say(f"{event.update:>7}  {self._figures(event)}")
-
-    def _figures(self, event: Step) -> str:
-        return (
-            f"loss {self._loss:.3f}  lr {event.learning_rate:.1e}  grad {event.grad_norm:.2f}  "
-            f"{self._rate:,.0f} tok/s  peak {size(event.peak_memory)}"
-        )
-
-    def _validation(self, event: Eval) -> None:
-        mark = "  best so far" if event.best else ""
-        if event.update == 0:
-            mark = "  before training"
-        line = f"{event.update:>7}  validation loss {event.loss:.3f}  "
-        line += f"perplexity {event.perplexity:.4g}{mark}"
-        self.screen.say(line, "green" if event.best else "")
-
-    def _status(self, event: Step) -> Group:
-        assert self._start is not None
-        total = self._start.updates
-        elapsed = time.monotonic() - self._began
-        left = elapsed / (event.update - self._from) * (total - event.update)
-        head = Table.grid(padding=(0, 2, 0, 0))
-        head.add_row(
-            ProgressBar(total=total, completed=event.update, width=30),
-            Text(f"{event.update}/{total}", "bold"),
-            Text(f"epoch {event.epoch:.2f}"),
-            Text(f"{clock(left)} left", "dim"),
-            Text(self._next_validation(event.update), "dim"),
-        )
-        return Group(head, Text(self._figures(event), no_wrap=True, overflow="ellipsis"))
-
-    def _next_validation(self, update: int) -> str:
-        assert self._start is not None
-        every = self._start.validates_every
-        following = min(update - update % every + every, self._start.updates)
-        return f"validates at {following}" if self._start.valid_rows else ""
-
-    def _finish(self, event: Done) -> None:
-        say = self.screen.say
-        if self._start is None:
-            say(f"This run is finished already, after update {event.update}; nothing was done.")
-        if event.valid_loss is not None and event.valid_loss_before is not None:
-            say(
-                f"validation loss {event.valid_loss_before:.3f} -> {event.valid_loss:.3f}  "
-                f"(update {event.best_update})",
-                "bold green" if event.valid_loss < event.valid_loss_before else "bold yellow",
-            )
-        if event.reason == "early stop":
-            say("stopped early: validation had stopped improving")
-        for count, what in (
-            (event.truncated_rows, "rows were cut to data.max_length"),
-            (event.dropped_rows, "rows had nothing left to train and were left out"),
-        ):
-            if count:
-                say(f"note: {count:,} {what}", "yellow")
-        whole = f" (the process {size(event.footprint)})" if event.footprint else ""
-        peak = f"peak {size(event.peak_memory)}{whole}"
-        say(f"{clock(event.seconds)}, {peak}, adapter in {event.adapter}")
 
 
 def clock(seconds: float) -> str:
@@ -323,19 +183,3 @@ def size(count: int) -> str:
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.1f} MB" if count < 1e7 else f"{count / 1e6:.0f} MB"
-
-
-def _ways(event: Start) -> str:
-    """How updates are computed here, in a few words."""
-    how = "rows packed" if event.packed else "rows of like length padded"
-    words = [f"{how}, about {event.tokens_per_microbatch:,} tokens at once"]
-    if event.products:
-        words.append(f"quantized weights {event.products}")
-    if event.checkpoint_blocks:
-        words.append("blocks computed again in the backward pass, to save memory")
-    return "; ".join(words)
-
-
-def _short(text: str, width: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1] + "…"

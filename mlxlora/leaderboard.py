@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mlxlora.console import PLAIN_SECONDS, Screen
+from mlxlora.console import Screen
+from mlxlora.display import PLAIN_SECONDS
 from mlxlora.errors import printable
 from mlxlora.sweep.board import Board, Standing
 from mlxlora.sweep.loop import News

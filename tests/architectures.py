@@ -654,8 +654,8 @@ def write_model(directory: Path, family: str, **changes: Any) -> Path:
     return directory
 
 
-def readme_section() -> str:
-    """What the README says of all this."""
+def guide_section() -> str:
+    """What the guide says of all this."""
     right = FAMILIES.keys() - CANNOT.keys()
     padded = set().union(*PADDED.values())
     kinds = [

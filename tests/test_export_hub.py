@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from documents import blocks, guide
 from hub_server import READ_ONLY, TOKEN, environment, serving, use
 from mlx.utils import tree_flatten
 from typer.testing import CliRunner
@@ -498,12 +497,10 @@ def test_the_commands_print_what_they_did(hub, adapter, tmp_path):
     assert TOKEN not in dry.output + done.output + again.output + back.output
 
 
-def test_the_commands_of_the_readme_run(hub, adapter, tmp_path, monkeypatch):
+def test_the_commands_of_the_guide_run(hub, adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(adapter, "runs/mine/adapter")
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    (block,) = (text for text in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)
-                if text.startswith("mlxlora push"))  # fmt: skip
+    (block,) = (b for b in blocks(guide("exporting"), "sh") if b.startswith("mlxlora push"))
     for line in block.replace("you/", "someone/").splitlines():
         done = run(*shlex.split(line)[1:])
         assert done.exit_code == 0, (line, done.output, done.exception)

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import randomized, write_tokenizer
+from documents import guide, section
 
 from mlxlora.base import load
 from mlxlora.config import LoraConfig
@@ -368,7 +369,6 @@ def test_numbers_beyond_float16_are_named_and_nothing_is_left(tmp_path):
     write(path, None, tmp_path / "x.gguf", "bf16")
 
 
-def test_the_readme_names_the_families():
-    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    said = readme.split("<!-- gguf -->")[1].split("<!-- /gguf -->")[0]
+def test_the_guide_names_the_families():
+    said = section(guide("exporting"), "gguf")
     assert said == textwrap.fill(", ".join(sorted(FAMILIES)), 99, break_on_hyphens=False)

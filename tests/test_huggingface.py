@@ -3,13 +3,13 @@ import re
 import shutil
 from collections import namedtuple
 from functools import partial
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from architectures import write_model
 from conftest import DENSE, randomized, worst, write_tokenizer
 from conftest import write_model as write_dense
+from documents import guide, section
 from mlx.utils import tree_flatten
 from mlx_lm import load as mlx_lm_load
 from typer.testing import CliRunner
@@ -297,9 +297,8 @@ def test_a_packed_base_stays_what_it_was(experts_path, tmp_path):
     assert worst(load(tmp_path / "out").model(TOKENS), logits) < 1e-4
 
 
-def test_the_readme_names_every_family():
-    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    cells = readme.split("<!-- hf -->\n")[1].split("<!-- /hf -->")[0].split("|")
+def test_the_guide_names_every_family():
+    cells = section(guide("exporting"), "hf").split("|")
     named = {cell.strip() for cell in cells if re.fullmatch(r" [a-z]\w+ ", cell)} - {"family"}
     inner = {kind for kind in hf_names.FAMILIES if kind in SHELLS}  # told as what is around them
     assert named == (hf_names.FAMILIES.keys() | hf_names.SEEING.keys()) - inner

@@ -117,10 +117,10 @@ def test_without_validation_rows_the_last_weights_are_kept(dense, rows, tmp_path
     assert Adapter.load(events[-1].adapter).provenance["metrics"]["update"] == 4
 
 
-def test_prompts_are_answered_at_each_validation(dense, rows, tmp_path):
+def test_prompts_are_answered_before_training_and_at_each_validation(dense, rows, tmp_path):
     overrides = ['eval.prompts=["apple 1"]', "eval.max_tokens=4", "train.updates=2", "eval.every=1"]
     samples = of(Sample, run(dense, rows, tmp_path / "run", *overrides))
-    assert [(s.update, s.prompt) for s in samples] == [(1, "apple 1"), (2, "apple 1")]
+    assert [(s.update, s.prompt) for s in samples] == [(n, "apple 1") for n in (0, 1, 2)]
 
 
 def poisoned(base, rows, out, at: int, *overrides) -> list:

@@ -3,11 +3,11 @@
 import ast
 import re
 import shlex
-from pathlib import Path
 
 import pytest
-from architectures import readme_section
+from architectures import guide_section
 from conftest import write_rows
+from documents import README, ROOT, blocks, guide, section
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -15,17 +15,7 @@ from mlxlora.cli import app
 from mlxlora.config import RunConfig
 from mlxlora.schema import options, toml_value
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODEL = "mlx-community/Qwen3-0.6B-4bit"
-
-
-def section(name: str) -> str:
-    return README.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
 def option_table() -> str:
@@ -42,17 +32,17 @@ def option_table() -> str:
 
 
 def test_the_option_table_is_the_config():
-    assert section("options") == option_table()
+    assert section(guide("choosing-settings"), "options") == option_table()
 
 
 def test_the_architectures_are_those_that_are_tested():
-    assert section("architectures") == readme_section()
+    assert section(guide("architectures"), "architectures") == guide_section()
 
 
 def tree() -> list[str]:
     """The files of the README's tree, in its order, by their paths in the package."""
     files, folders = [], []
-    for line in section("tree").splitlines():
+    for line in section(README, "tree").splitlines():
         if match := re.match(r"^((?:  )+)([\w.]+)(/?)(  .*)?$", line):
             indent, name, is_folder, _ = match.groups()
             folders = folders[: len(indent) // 2 - 1]
@@ -83,7 +73,9 @@ def test_imports_point_only_up_the_tree():
 
 
 def test_the_two_commands_that_set_up_are_one_line_each():
-    lines = [line for block in blocks("sh") for line in block.splitlines() if "venv" in line]
+    lines = [
+        line for block in blocks(README, "sh") for line in block.splitlines() if "venv" in line
+    ]
     assert len(lines) == 2
     assert lines[0].endswith("mlxlora quickstart") and lines[1].endswith("-m pytest")
 
@@ -101,7 +93,8 @@ def test_the_commands_run_in_the_order_of_the_readme(quantized_path, tmp_path, m
     monkeypatch.chdir(tmp_path)
     pairs = [{"prompt": f"say {n}", "completion": str(n)} for n in range(40)]
     write_rows(tmp_path / "my.jsonl", pairs)
-    block = next(b for b in blocks("sh") if b.startswith("mlxlora train"))
+    block = "".join(b for b in blocks(README, "sh") if b.startswith("mlxlora "))
+    assert [line.split()[1] for line in block.splitlines()] == ["train", "chat", "eval", "fuse"]
     for line in block.splitlines():
         words = shlex.split(line.replace(MODEL, str(quantized_path)))[1:]
         if words[0] == "chat":
@@ -119,7 +112,7 @@ def test_the_python_example_runs(quantized_path, tmp_path, monkeypatch, capsys):
         f"model = {toml_value(str(quantized_path))}\nout = 'runs/mine'\n"
         f"[data]\npath = {toml_value(str(data))}\n[train]\nupdates = 2\n"
     )
-    (code,) = [block for block in blocks("python") if block.startswith("import mlxlora")]
+    (code,) = [block for block in blocks(README, "python") if block.startswith("import mlxlora")]
     exec(compile(code.replace(MODEL, str(quantized_path)), "README.md", "exec"), {})
     assert "Done(" in capsys.readouterr().out
     assert (tmp_path / "fused" / "config.json").exists()
@@ -128,3 +121,8 @@ def test_the_python_example_runs(quantized_path, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("word", ["TODO", "coming soon", "/home/", "/Users/"])
 def test_the_readme_promises_nothing_and_knows_no_machine(word):
     assert word not in README
+
+
+def test_the_readme_is_read_in_a_minute():
+    around = README.replace(section(README, "tree"), "")
+    assert len(around.splitlines()) < 350

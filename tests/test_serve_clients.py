@@ -10,10 +10,10 @@ from typing import Literal
 
 import openai
 import pytest
+from documents import blocks, guide
 from live_server import BASE, END, SECONDS, live
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, Field
-from test_readme import blocks
 
 from mlxlora.serve.engine import Options
 from mlxlora.serve.orders import Busy, End, Piece
@@ -415,7 +415,7 @@ def as_in_the_readme(server):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
 def test_the_readme_s_curl_lines(server, as_in_the_readme):
-    (block,) = [block for block in blocks("sh") if block.startswith("curl")]
+    (block,) = [block for block in blocks(guide("serving"), "sh") if block.startswith("curl")]
     lines = block.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
     *commands, rest = [command for command in lines.replace("\\\n", " ").split("\n")]
     assert rest == "" and len(commands) == 4
@@ -437,7 +437,9 @@ def test_the_readme_s_curl_lines(server, as_in_the_readme):
 
 
 def test_the_readme_s_client_in_python(server, as_in_the_readme, capsys):
-    (code,) = [block for block in blocks("python") if block.startswith("from openai")]
+    (code,) = [
+        block for block in blocks(guide("serving"), "python") if block.startswith("from openai")
+    ]
     code = code.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
     exec(compile(code + "\nclient.close()", "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()

@@ -41,6 +41,11 @@ def parse(row: Any, columns: Mapping[str, str]) -> Record:
 
     Raises RowFault naming what is wrong and, for unknown keys, which keys were found.
     """
+    return parse_named(row, columns)[1]
+
+
+def parse_named(row: Any, columns: Mapping[str, str]) -> tuple[str, Record]:
+    """parse(), and the name of the row's format: the key in READERS that told it."""
     if not isinstance(row, dict):
         raise RowFault(f"a row must be a JSON object, this is {_json_kind(row)}")
     row = {key: value for key, value in row.items() if value is not None}  # exports write nulls
@@ -50,7 +55,7 @@ def parse(row: Any, columns: Mapping[str, str]) -> Record:
         if key in row:
             if "chosen" in row:
                 raise RowFault("rows with 'chosen' are preference pairs, not yet trained on")
-            return reader(row)
+            return key, reader(row)
     raise RowFault(_unknown_keys(row))
 
 

@@ -9,7 +9,6 @@ formats.py's business.
 import gzip
 import hashlib
 import os
-import shutil
 import tempfile
 import threading
 import weakref
@@ -17,7 +16,7 @@ import zlib
 from array import array
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -32,6 +31,7 @@ from mlxlora.readers import expanded, file_size
 
 MAX_VALID_ROWS = 1000  # of a file that is split automatically
 FAULTS_SHOWN = 5
+SPLITS = ("train", "valid", "test")
 
 
 class RowFile:
@@ -49,7 +49,7 @@ class RowFile:
         self._columns = data.columns
         self._skip = data.on_bad_row == "skip"
         self._plain_keys: set[str] | None = None
-        self._file = _opened(path)
+        self._file = opened(path)
         self._lock = threading.Lock()
         weakref.finalize(self, self._file.close)
         self.offsets, self.hashes = self._scan()
@@ -133,7 +133,7 @@ class RowFile:
                 return None  # the same keys as a good row, all text: nothing left to check
             record = parse(row, self._columns)
         except orjson.JSONDecodeError as error:
-            return _broken_line(line, error)
+            return broken_line(line, error)
         except RowFault as fault:
             return str(fault)
         if not self.kind:
@@ -153,24 +153,29 @@ class RowFile:
         return f"{count} bad rows:\n{rows}{more}\nMend them, or pass --on-bad-row skip."
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """A seekable stream of the file's text; gzip is unpacked into an unnamed temporary file."""
+def opened(path: Path, seen: Callable[[int], None] = lambda count: None) -> IO[bytes]:
+    """A seekable stream of the file's text; gzip is unpacked into an unnamed temporary file.
+
+    seen is told, while unpacking, how many bytes of the packed file have been read.
+    """
     file_size(path, DataError)
     try:
         if path.suffix != ".gz":
             return path.open("rb", buffering=1 << 18)
-        return _unpacked(path)
+        return _unpacked(path, seen)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a whole gzip file: {error}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _unpacked(path: Path) -> IO[bytes]:
+def _unpacked(path: Path, seen: Callable[[int], None]) -> IO[bytes]:
     plain = tempfile.TemporaryFile(buffering=1 << 18)  # noqa: SIM115 (closed with the RowFile)
     try:
-        with gzip.open(path, "rb") as packed:
-            shutil.copyfileobj(packed, plain, 1 << 20)
+        with path.open("rb") as packed, gzip.open(packed, "rb") as unpacked:
+            while block := unpacked.read(1 << 20):
+                plain.write(block)
+                seen(packed.tell())
     except BaseException:
         plain.close()
         raise
@@ -178,7 +183,8 @@ def _unpacked(path: Path) -> IO[bytes]:
     return plain
 
 
-def _broken_line(line: bytes, error: orjson.JSONDecodeError) -> str:
+def broken_line(line: bytes, error: orjson.JSONDecodeError) -> str:
+    """Why a line is no JSON, with what stands near the fault."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as bad:
@@ -230,54 +236,71 @@ class Splits:
         return Counter({str(f.path): f.skipped for f in self.files().values() if f.skipped})
 
 
+def data_files(data: DataConfig) -> dict[str, Path]:
+    """The files of data.path by their split; "" names a file that is split automatically.
+
+    Raises DataError if it is missing, no JSONL file or a directory without train.jsonl.
+    """
+    path = expanded(data.path)
+    if not os.path.isdir(path):
+        _check_name(path)
+        return {"": path}
+    found = {name: file for name in SPLITS if (file := _named(path, name)) is not None}
+    if "train" not in found:
+        there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise DataError(f"{path} has no train.jsonl or train.jsonl.gz (it holds {there})")
+    return found
+
+
 def open_splits(data: DataConfig, seed: int) -> Splits:
     """Scan data.path: one file (split by a seeded hash of each row) or a directory.
 
     Raises DataError for a path that is missing, empty, or holds bad rows.
     """
-    path = expanded(data.path)
-    if os.path.isdir(path):
-        train = _in_directory(path, "train", data)
-        if train is None:
-            found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-            raise DataError(f"{path} has no train.jsonl or train.jsonl.gz (it holds {found})")
-        splits = Splits(
-            train, _in_directory(path, "valid", data), _in_directory(path, "test", data)
-        )
-        for file in splits.files().values():
-            if file.kind != splits.kind:
-                raise DataError(
-                    f"{file.path} has {file.kind} rows and {train.file.path} {splits.kind} rows; "
-                    "keep one format in a directory"
-                )
-        return splits
-    return _split(open_file(path, data).file, data.valid_fraction, seed)
+    files = {name: open_file(path, data) for name, path in data_files(data).items()}
+    if "" in files:
+        return _split(files[""].file, data.valid_fraction, seed)
+    splits = Splits(files["train"], files.get("valid"), files.get("test"))
+    for file in splits.files().values():
+        if file.kind != splits.kind:
+            raise DataError(
+                f"{file.path} has {file.kind} rows and {splits.train.file.path} {splits.kind} "
+                "rows; keep one format in a directory"
+            )
+    return splits
 
 
 def open_file(path: Path, data: DataConfig) -> Rows:
     """All rows of one file. Raises DataError if it is missing or has bad rows."""
-    if not os.path.lexists(path):
-        raise DataError(f"no data at {path}: give a .jsonl file or a directory with train.jsonl")
-    if not path.name.endswith((".jsonl", ".jsonl.gz", ".json")):
-        raise DataError(f"{path} is not a .jsonl or .jsonl.gz file")
+    _check_name(path)
     file = RowFile(path, data)
     return Rows(file, np.arange(len(file)))
 
 
-def _in_directory(directory: Path, name: str, data: DataConfig) -> Rows | None:
-    for suffix in (".jsonl", ".jsonl.gz"):
-        if os.path.lexists(directory / (name + suffix)):
-            return open_file(directory / (name + suffix), data)
-    return None
+def _check_name(path: Path) -> None:
+    if not os.path.lexists(path):
+        raise DataError(f"no data at {path}: give a .jsonl file or a directory with train.jsonl")
+    if not path.name.endswith((".jsonl", ".jsonl.gz", ".json")):
+        raise DataError(f"{path} is not a .jsonl or .jsonl.gz file")
+
+
+def _named(directory: Path, name: str) -> Path | None:
+    paths = (directory / (name + suffix) for suffix in (".jsonl", ".jsonl.gz"))
+    return next((path for path in paths if os.path.lexists(path)), None)
+
+
+def kept_for_validation(hashes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which rows of a file that is split automatically validate, (n,) bool, by their hashes."""
+    fraction = min(fraction, MAX_VALID_ROWS / max(1, len(hashes)))
+    salt = np.uint32(zlib.crc32(f"split {seed}".encode()))
+    # A multiplicative hash (Knuth): the low bits of a salted CRC spread over all 32.
+    mixed = (hashes ^ salt) * np.uint32(2654435761)
+    return np.asarray(mixed < np.uint32(fraction * 0xFFFFFFFF))
 
 
 def _split(file: RowFile, fraction: float, seed: int) -> Splits:
     """Rows whose seeded hash is small validate; equal rows always land on the same side."""
-    fraction = min(fraction, MAX_VALID_ROWS / len(file))
-    salt = np.uint32(zlib.crc32(f"split {seed}".encode()))
-    # A multiplicative hash (Knuth): the low bits of a salted CRC spread over all 32.
-    mixed = (file.hashes ^ salt) * np.uint32(2654435761)
-    validates = mixed < np.uint32(fraction * 0xFFFFFFFF)
+    validates = kept_for_validation(file.hashes, fraction, seed)
     valid, train = np.flatnonzero(validates), np.flatnonzero(~validates)
     if not len(train):
         raise DataError(f"{file.path} has too few rows to split; add rows or a valid.jsonl")

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlxlora.console import Screen, TrainingDisplay, clock, size
+from mlxlora.console import Screen, clock, size
+from mlxlora.display import TrainingDisplay
 from mlxlora.evaluation.results import Result
 from mlxlora.export.fuse import Fused
 from mlxlora.quickstart.story import BASE, Chapter, End, play

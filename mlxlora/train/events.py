@@ -31,6 +31,9 @@ class Start:
     checkpoint_blocks: bool  # blocks are computed again in the backward pass
     tokens_per_microbatch: int
     notes: tuple[str, ...]  # what is worth saying of the data's rendering and of the model
+    memory_limit: int = 0  # bytes that training may hold; 0: not told
+    saves_every: int = 0  # updates; 0: by time
+    saves_in: float = 0.0  # seconds until the first checkpoint, by time
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Saved:
     path: str
     why: str  # "checkpoint", "best", "last" or "interrupted"
     seconds: float  # that saving took
+    next_in: float = 0.0  # seconds until the next checkpoint, by time
 
 
 @dataclass(frozen=True)

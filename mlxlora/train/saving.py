@@ -41,14 +41,14 @@ class Saver:
         self.directory, self._run, self._base, self._splits = directory, run, base, splits
         self.last: Saved | None = None  # adapter
         self.checkpointed = 0  # the update of the newest checkpoint
-        self._rest = SECONDS  # from the last checkpoint to the next
+        self.rest = SECONDS  # from the last checkpoint to the next
         self._when = time.perf_counter()
 
     def due(self, update: int) -> bool:
         """Whether a checkpoint is to be saved after this update."""
         if self._run.save.every:
             return update % self._run.save.every == 0
-        return time.perf_counter() - self._when > self._rest
+        return time.perf_counter() - self._when > self.rest
 
     def checkpoint(self, progress: Progress, stepper: Stepper) -> Saved:
         """Save everything that changes; old ones are pruned when the new one is safe."""
@@ -61,8 +61,8 @@ class Saver:
         self._when = time.perf_counter()
         cost = self._when - began
         wished = max(SECONDS, min(size / BYTES_A_SECOND, LONGEST))
-        self._rest = max(wished, TIMES_ITS_COST * cost)
-        return Saved(progress.update, str(path), "checkpoint", cost)
+        self.rest = max(wished, TIMES_ITS_COST * cost)
+        return Saved(progress.update, str(path), "checkpoint", cost, self.rest)
 
     def adapter(self, progress: Progress, why: str) -> Saved:
         """Save the present weights as the run's adapter, over the one that is there."""

@@ -24,9 +24,8 @@ from mlxlora.data.batches import Cursor, Feed, Update
 from mlxlora.data.records import Splits
 from mlxlora.data.render import Renderer
 from mlxlora.errors import CheckpointError, DataError, TrainError
-from mlxlora.generate import answer, prompt_tokens
 from mlxlora.lora.attach import low_rank_layers
-from mlxlora.memory import footprint, peak_memory
+from mlxlora.memory import footprint, memory_budget, peak_memory
 from mlxlora.train.checkpoint import Best, Point, Progress, TrainState
 from mlxlora.train.directory import Log
 from mlxlora.train.events import (
@@ -34,7 +33,6 @@ from mlxlora.train.events import (
     Eval,
     Event,
     Resumed,
-    Sample,
     Skipped,
     Start,
     Step,
@@ -42,6 +40,7 @@ from mlxlora.train.events import (
 )
 from mlxlora.train.optim import learning_rate, make_optimizer, peak_rate
 from mlxlora.train.places import ADAPTER, LOG
+from mlxlora.train.samples import samples
 from mlxlora.train.saving import Saver
 from mlxlora.train.step import Stepper
 from mlxlora.train.validate import Validator, batches_of
@@ -140,6 +139,8 @@ class Session:
             yield self.resumed
         if self.first is not None and len(self.splits.valid or ()) <= QUICK_ROWS:
             yield self._validate_first()
+        if not self.progress.update:
+            yield from self._samples()
         reason = "finished"
         # A run that was interrupted before the validation of its last update.
         if self._milestone_due():
@@ -231,11 +232,12 @@ class Session:
             yield (event := self._validate())
             if event.best:
                 yield self.saver.adapter(self.progress, "best")
-        for prompt in self.run.eval.prompts:
-            tokens = prompt_tokens(self.base.tokenizer, prompt, raw=self.splits.kind == "text")
-            text = answer(self.base.model, self.base.tokenizer, tokens, self.run.eval.max_tokens)
-            yield Sample(self.progress.update, prompt, text)
+        yield from self._samples()
         self.progress = replace(self.progress, validated=self.progress.update)
+
+    def _samples(self) -> Iterator[Event]:
+        raw = self.splits.kind == "text"
+        return samples(self.base, self.run.eval, self.progress.update, raw=raw)
 
     def _checkpoint_due(self, best: int) -> bool:
         """best: the best update before this one.
@@ -349,6 +351,9 @@ class Session:
             checkpoint_blocks=ways.forward.checkpoint_blocks,
             tokens_per_microbatch=ways.layout.tokens,
             notes=(*self.job.renderer.notes, *ways.forward.notes),
+            memory_limit=memory_budget(),
+            saves_every=self.run.save.every,
+            saves_in=self.saver.rest,
         )
 
     def _done(self, reason: str) -> Done:

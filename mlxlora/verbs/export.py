@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxlora.errors import ConfigError, ExportError
+from mlxlora.verbs.completion import beginnings
 from mlxlora.verbs.fidelity import MaxKl, Measured, ProofRows, figures, proof, show
 from mlxlora.verbs.formats import FORMATS, OF_ADAPTERS, Order, Outcome, check_adapter
 from mlxlora.verbs.install import Install
@@ -27,7 +28,15 @@ FOR_LM_STUDIO = ("mlx", "gguf")  # formats that it loads
 def export(
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="what is to be written; must not exist yet")],
-    kind: Annotated[str, typer.Option("--format", help=" or ".join(FORMATS), metavar="FORMAT")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help=" or ".join(FORMATS),
+            metavar="FORMAT",
+            autocompletion=beginnings(FORMATS),
+        ),
+    ],
     adapter: Annotated[
         str | None,
         typer.Option("--adapter", help="adapter: directory or Hub id", show_default=False),

@@ -10,6 +10,7 @@ import typer
 
 from mlxlora.config import RunConfig
 from mlxlora.schema import options
+from mlxlora.verbs.completion import beginnings
 
 
 def flags(*prefixes: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -52,7 +53,8 @@ def _flag(field: Any, kind: Any) -> inspect.Parameter:
         help=f"{field.metadata['help']} ({said})",
         metavar="|".join(choices) or None,
         show_default=False,
-        rich_help_panel="The run (every option of the README can be given with --set)",
+        rich_help_panel="The run (other options: --set KEY=VALUE)",
+        autocompletion=beginnings(choices) if choices else None,
     )
     plain: Any = kind if kind in (int, float) else str
     annotation: Any = Annotated[plain | None, option]

@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlxlora.config import RunConfig
 from mlxlora.errors import ConfigError
+from mlxlora.schema import options
+from mlxlora.verbs.completion import beginnings
 
 if TYPE_CHECKING:
     from mlxlora.lora.adapter import Adapter
@@ -25,7 +28,20 @@ AsJson = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="go on with an adapter of another base")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="any option, e.g. lora.rank=32; repeatable"),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="any option, e.g. lora.rank=32; repeatable",
+        autocompletion=beginnings([f"{key}=" for key, _, _ in options(RunConfig)]),
+    ),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="tensorboard|wandb|mlflow",
+        help="tell a tracker of the run, too (each an extra to install); repeatable",
+    ),
 ]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="run Python that the model brings along")

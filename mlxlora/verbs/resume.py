@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mlxlora.readers import expanded
-from mlxlora.verbs.options import AsJson, Trust
+from mlxlora.verbs.options import AsJson, Track, Trust
 from mlxlora.verbs.running import Supervise, follow, supervised
 
 
@@ -20,6 +20,7 @@ def resume(
             "the same updates but for rounding and what dropout draws",
         ),
     ] = False,
+    track: Track = None,
     supervise: Supervise = None,
     because: Annotated[str, typer.Option(hidden=True)] = "",
     as_json: AsJson = False,
@@ -27,7 +28,7 @@ def resume(
 ) -> None:
     """Go on with an interrupted run as if nothing had happened."""
     run = expanded(run)
-    supervised(supervise, run, as_json, trust_remote_code)
+    supervised(supervise, run, as_json, trust_remote_code, track or ())
     from mlxlora.train.directory import read
     from mlxlora.train.loop import resume as events
 
@@ -43,4 +44,5 @@ def resume(
         config.model,
         run,
         as_json,
+        track or (),
     )

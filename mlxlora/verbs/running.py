@@ -4,7 +4,7 @@ import dataclasses
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -26,15 +26,22 @@ Supervise = Annotated[
 
 
 def follow(
-    events: Callable[[threading.Event], Iterator[Any]], model: str, out: Path, as_json: bool
+    events: Callable[[threading.Event], Iterator[Any]],
+    model: str,
+    out: Path,
+    as_json: bool,
+    track: Sequence[str] = (),
 ) -> None:
     """Show a run's events to the end, then what to do next. Exits with 3 if it can go on."""
-    from mlxlora.console import Screen, TrainingDisplay
+    from mlxlora.console import Screen
+    from mlxlora.display import TrainingDisplay
+    from mlxlora.track.follow import check, tracked
 
     screen = Screen(as_json)
+    check(track)
     try:
         with stop_on_signal(screen.say, (out / START).exists) as stop:
-            done = TrainingDisplay(screen).show(events(stop))
+            done = TrainingDisplay(screen).show(tracked(events(stop), out, track, screen.say))
     except KeyboardInterrupt:
         if not (out / START).exists():
             screen.say("Interrupted before the run began; nothing was written.")
@@ -64,7 +71,9 @@ def follow(
         raise typer.Exit(3)
 
 
-def supervised(wished: bool | None, out: Path, as_json: bool, trust: bool) -> None:
+def supervised(
+    wished: bool | None, out: Path, as_json: bool, trust: bool, track: Sequence[str] = ()
+) -> None:
     """If the run is to be supervised, do that in this process and exit; else do nothing.
 
     The child is this very command line with --no-supervise.
@@ -74,6 +83,7 @@ def supervised(wished: bool | None, out: Path, as_json: bool, trust: bool) -> No
     from mlxlora.train.supervise import Child, supervise
 
     options = ["--no-supervise"] + ["--json"] * as_json + ["--trust-remote-code"] * trust
+    options += [f"--track={name}" for name in track]
     program = [sys.executable, "-P", "-m", "mlxlora.cli"]  # -P: nothing of the current directory
     again = [*program, "resume", str(out), *options]
     raise typer.Exit(supervise(Child([*program, *sys.argv[1:], "--no-supervise"], again), out))

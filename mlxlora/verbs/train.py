@@ -9,7 +9,7 @@ from mlxlora.config import RunConfig
 from mlxlora.readers import expanded
 from mlxlora.schema import toml_value
 from mlxlora.verbs.flags import flags
-from mlxlora.verbs.options import AsJson, Sets, Trust
+from mlxlora.verbs.options import AsJson, Sets, Track, Trust
 from mlxlora.verbs.running import Supervise, follow, supervised
 
 
@@ -21,6 +21,7 @@ def train(
     data: Annotated[str, typer.Option("--data", help="JSONL file or directory")] = "",
     out: Annotated[str, typer.Option("--out", help="directory of the run, new")] = "",
     set: Sets = None,
+    track: Track = None,
     supervise: Supervise = None,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -31,7 +32,7 @@ def train(
     run = RunConfig.load(recipe, [*given, *overrides, *(set or [])])
     place = expanded(run.out)
     if run.out:
-        supervised(supervise, place, as_json, trust_remote_code)
+        supervised(supervise, place, as_json, trust_remote_code, track or ())
     from mlxlora.train.loop import check
     from mlxlora.train.loop import train as events
 
@@ -41,4 +42,5 @@ def train(
         run.model,
         place,
         as_json,
+        track or (),
     )

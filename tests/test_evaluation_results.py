@@ -1,5 +1,6 @@
 """Better is said only when it is: verdicts, and results by row."""
 
+import gzip
 import json
 
 import numpy as np
@@ -8,17 +9,19 @@ from conftest import randomized, write_rows
 from typer.testing import CliRunner
 
 from mlxlora.cli import app
-from mlxlora.config import DataConfig, LoraConfig
+from mlxlora.config import DataConfig, LoraConfig, RunConfig
 from mlxlora.data.records import open_file
 from mlxlora.errors import DataError, ExportError
 from mlxlora.evaluation.answers import Answer
 from mlxlora.evaluation.evaluate import evaluate
 from mlxlora.evaluation.losses import Losses
 from mlxlora.evaluation.results import Result, compare, estimated
-from mlxlora.evaluation.rows import check_place, worst_rows
+from mlxlora.evaluation.rows import check_place, lines_of, trained_on, worst_rows
 from mlxlora.evaluation.rows import write_rows as write_results
+from mlxlora.lora.adapter import Adapter
 from mlxlora.lora.attach import detach
 from mlxlora.lora.fresh import collect, new_layers
+from mlxlora.train.loop import train
 
 
 def result(name: str, losses: np.ndarray, scores: np.ndarray | None = None) -> Result:
@@ -111,6 +114,27 @@ def test_rows_are_written_with_place_and_every_models_answer(dense, adapter, tmp
             assert told["answer"] == model.answers[row].got
             assert told["metrics"] == model.answers[row].scores
             assert (told["loss"], told["tokens"]) == model.losses.find(row)
+
+
+def test_lines_are_those_that_messages_name_however_long_the_file_is(tmp_path):
+    path = tmp_path / "long.jsonl.gz"
+    text = "".join(
+        json.dumps({"text": "x" * (n * 137 % 900)}) + "\n" * (1 + n % 3) for n in range(4000)
+    )
+    path.write_bytes(gzip.compress(text.encode()))
+    taken = open_file(path, DataConfig(path=str(path)))
+    assert taken.file.offsets[-1] > 1 << 20
+    lines = lines_of(taken.file)
+    assert all(taken.file.where(row) == f"{path}:{lines[row]}" for row in range(0, 4000, 57))
+
+
+def test_an_adapter_that_was_trained_on_the_file_is_known(dense_path, dense, rows, tmp_path):
+    options = [f"model={dense_path}", f"data.path={rows}", f"out={tmp_path / 'r'}"]
+    list(train(RunConfig.load(None, [*options, "train.updates=1"]), dense))
+    made = Adapter.load(tmp_path / "r" / "adapter")
+    seen, unseen = (open_file(rows / f"{name}.jsonl", DataConfig()) for name in ("train", "valid"))
+    assert trained_on(made, seen)
+    assert not trained_on(made, unseen)
 
 
 def test_the_worst_rows_score_least_and_then_lose_most(dense, tmp_path):

@@ -2,6 +2,9 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -226,3 +229,20 @@ def test_the_leaderboard_fits_the_terminal(done, width):
     assert any("training" in line for line in lines)
     last = [line for line in lines if "finished" in line or "dropped" in line][-6:]
     assert len(last) == 6 and news[-1].board.best.name in last[0]
+
+
+def test_ctrl_c_tells_the_command_and_the_same_one_goes_on(dense_path, data, tmp_path):
+    words = ["sweep", "--grid", "lora.rank=2,4", "--model", str(dense_path), "--data", str(data)]
+    words += ["--updates", "40", "--out", str(tmp_path / "s")]
+    program = [sys.executable, "-P", "-m", "mlxlora.cli", *words]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as going:
+        for line in going.stdout:
+            if "validation loss" in line:  # of the first variant
+                going.send_signal(signal.SIGINT)
+                break
+        said = going.stdout.read()
+    assert going.returncode == 3
+    assert "mlxlora sweep --grid lora.rank=2,4" in said
+    again = subprocess.run(program, stdout=subprocess.PIPE, text=True, timeout=120)
+    assert again.returncode == 0
+    assert "best: rank-" in again.stdout

@@ -83,20 +83,6 @@ class RowFile:
                 left -= len(block)
         return f"{self.path}:{line}"
 
-    def lines(self) -> np.ndarray:
-        """The line of every row, from 1, (rows,) int64: where() for all of them in one pass."""
-        found = np.ones(len(self.offsets), np.int64)
-        start, before = 0, 0  # of the block; line ends in front of it
-        with self._lock:
-            self._file.seek(0)
-            while block := self._file.read(1 << 20):
-                ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
-                first, last = np.searchsorted(self.offsets, [start, start + len(block)])
-                places = self.offsets[first:last] - start
-                found[first:last] += before + np.searchsorted(ends, places)
-                start, before = start + len(block), before + len(ends)
-        return found
-
     def _scan(self) -> tuple[np.ndarray, np.ndarray]:
         offsets, hashes = array("q"), array("I")
         faults = 0

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxlora.data.records import Rows
+import numpy as np
+
+from mlxlora.data.records import RowFile, Rows, opened
 from mlxlora.errors import ExportError
 from mlxlora.evaluation.answers import Answer, texts
 from mlxlora.evaluation.results import Result
 from mlxlora.files import atomic_file
+from mlxlora.lora.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Bad:
 
 def write_rows(path: Path, rows: Rows, results: Sequence[Result]) -> None:
     """An object a line: the row's place, what it asks and wants, and what each model gave."""
-    lines = rows.file.lines()
+    lines = lines_of(rows.file)
     answered = _by_row(results)
     with atomic_file(path) as file:
         for record in rows:
@@ -38,6 +41,26 @@ def write_rows(path: Path, rows: Rows, results: Sequence[Result]) -> None:
                 "models": _models(results, answered, record.row),
             }
             file.write((json.dumps(value, ensure_ascii=False) + "\n").encode(errors="replace"))
+
+
+def lines_of(file: RowFile) -> np.ndarray:
+    """The line of every row of a file, from 1, (rows,) int64, in one pass."""
+    found = np.ones(len(file.offsets), np.int64)
+    start, before = 0, 0  # of the block; line ends in front of it
+    with opened(file.path) as text:
+        while block := text.read(1 << 20):
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+            first, last = np.searchsorted(file.offsets, [start, start + len(block)])
+            places = file.offsets[first:last] - start
+            found[first:last] += before + np.searchsorted(ends, places)
+            start, before = start + len(block), before + len(ends)
+    return found
+
+
+def trained_on(adapter: Adapter, rows: Rows) -> bool:
+    """Whether the adapter's own training rows are of this very file."""
+    files = adapter.provenance.get("data", {}).get("files", {})
+    return bool(files.get("train", {}).get("digest") == rows.file.digest)
 
 
 def check_place(path: Path, key: str) -> None:

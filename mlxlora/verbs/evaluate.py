@@ -58,7 +58,7 @@ def evaluate(
     """Loss per supervised token, metrics of answers; which of several models is better."""
     run = RunConfig.load(None, [f"data.path={toml_value(data)}", *overrides, *(set or [])])
     from mlxlora.evaluation.metrics import metrics as asked_metrics
-    from mlxlora.evaluation.rows import check_place, worst_rows, write_rows
+    from mlxlora.evaluation.rows import check_place, trained_on, worst_rows, write_rows
 
     metrics = asked_metrics([*["exact"] * generate, *(metric or [])])
     places = [(expanded(p), key) for p, key in ((rows_out, "models"), (save, "results")) if p]
@@ -92,6 +92,12 @@ def evaluate(
     show_results(screen, results, metrics)
     show_comparisons(screen, results, comparisons)
     taken = open_rows(run.data, rows)
+    for name in (name for name, one in named if trained_on(one, taken)):
+        screen.say(
+            f"note: {name} was trained on rows of this very file, so its figures flatter it; "
+            "measure it on rows that it has not seen",
+            "yellow",
+        )
     count = worst if worst is not None else WORST * bool(metrics)
     for result in [r for r in results if r.name != "base"] or results:
         show_worst(screen, result, worst_rows(taken, results, result, count))

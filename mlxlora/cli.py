@@ -27,7 +27,9 @@ from mlxlora.verbs import (
     plan,
     quantize,
     quickstart,
+    report,
     resume,
+    runs,
     serve,
     sweep,
     train,
@@ -46,6 +48,8 @@ app.command()(train.train)
 app.command()(resume.resume)
 app.command()(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
+app.command()(report.report)
+app.command()(runs.runs)
 app.command()(chat.chat)
 app.command()(serve.serve)
 app.command()(fuse.fuse)

@@ -234,6 +234,17 @@ def plain(value: Any) -> Any:
     return value
 
 
+def by_key(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a config's tables by their dotted keys: {"lora.rank": 16}."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
 def to_toml(tree: Mapping[str, Any]) -> str:
     """Nested dicts, one level of tables, as a TOML document."""
     lines = [f"{k} = {toml_value(v)}" for k, v in tree.items() if not isinstance(v, dict)]

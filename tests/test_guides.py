@@ -40,6 +40,8 @@ NOT_RUN = {
 }
 DONE_BEFORE = {  # a tiny model in the place of the recipes' own
     "mlxlora train recipes/": ["--model", MODEL, "--updates", "2"],
+    "mlxlora sweep recipes/": ["--model", MODEL, "--updates", "4"],
+    "mlxlora eval": ["--max-tokens", "4"],
     "mlxlora chat": ["--prompt", "say 3", "--max-tokens", "4"],
     "mlxlora export": ["--no-fidelity"],
 }

@@ -185,6 +185,31 @@ def test_exact_copies_are_found_however_they_are_written(tmp_path, tokenizer):
     assert f"{tmp_path / 'train.jsonl'}:31, see line 5" in the(found, "copies").found
 
 
+def test_of_several_copies_the_first_is_the_row_itself(tmp_path, tokenizer):
+    rows = pairs(20)
+    write_rows(tmp_path / "train.jsonl", [*rows, rows[2], rows[2], rows[5], rows[2]])
+    exact = inspect(DataConfig(path=str(tmp_path)), tokenizer).copies.exact
+    assert exact[20:].tolist() == [2, 2, 5, 2] and (exact[:20] < 0).all()
+
+
+def test_the_order_of_keys_in_tools_makes_no_other_row(tmp_path, tokenizer):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    tools = [[{"name": "f", "type": "x"}], [{"type": "x", "name": "f"}], [{"name": "g"}]]
+    write_rows(tmp_path / "train.jsonl", [{"messages": turns, "tools": t} for t in tools])
+    exact = inspect(DataConfig(path=str(tmp_path)), tokenizer).copies.exact
+    assert exact.tolist() == [-1, 0, -1]
+
+
+def test_rows_nested_very_deeply_end_nothing(tmp_path, tokenizer):
+    deep = "[" * 400 + "]" * 400
+    turns = '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]'
+    row = f'{{"messages": {turns}, "tools": [{deep}]}}'
+    (tmp_path / "train.jsonl").write_text(f"{row}\n{row}\n")
+    found = inspect(DataConfig(path=str(tmp_path)), tokenizer)
+    assert len(set(found.table.digests.tolist())) == 1
+    assert found.lengths.refused.count == 2  # by what renders tools
+
+
 def test_rows_of_train_that_are_held_out_are_found_exact_and_near(tmp_path, tokenizer):
     train, held = pairs(30), pairs(5, seed=1)
     train[7] = held[2]

@@ -65,6 +65,7 @@ class Fidelity:
     agreement_base: float
     agreement: float  # share of tokens for which both models' first choice is the same
     layers: tuple[Change, ...] = ()
+    adapter: str = ""  # hash of the weights of the adapter that was meant, if it is known
 
     @property
     def kept(self) -> float | None:
@@ -144,6 +145,7 @@ def measure(
             Change(path, *figures, *outputs.found.get(path, (None, None)))
             for path, figures in _in_weights(merged, written())
         ),
+        adapter=adapter.provenance.get("weights_sha256") or "" if adapter is not None else "",
     )
 
 

@@ -4,10 +4,10 @@ Names are grouped as trackers like to draw them: train/loss, valid/loss. Steps a
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from mlxlora.config import RunConfig
+from mlxlora.schema import by_key
 from mlxlora.train.events import Done, Eval, Event, Step
 
 
@@ -36,14 +36,4 @@ def figures(event: Event) -> dict[str, float]:
 
 def settings(run: RunConfig) -> dict[str, Any]:
     """Every option of the run by its whole name: lora.rank, train.learning_rate."""
-    return _flat(run.to_dict(), "")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
+    return by_key(run.to_dict())

@@ -31,6 +31,7 @@ from mlxlora.files import (
 )
 from mlxlora.model_files import Identity
 from mlxlora.readers import expanded, read_json
+from mlxlora.schema import by_key
 from mlxlora.train.events import Done, Event, from_json, to_json
 from mlxlora.train.places import CHECKPOINTS, CONFIG, LOG, START
 
@@ -243,13 +244,11 @@ def _changed_rows(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Options that differ between two configs of the same keys."""
-    changes = []
-    for key, old in then.items():
-        new = now[key]
-        if isinstance(old, dict) and not prefix:
-            changes += differences(old, new, f"{key}.")
-        elif old != new:
-            changes.append(f"{prefix}{key}: {old!r} then, {new!r} now")
-    return changes
+    new = by_key(now)
+    return [
+        f"{key}: {old!r} then, {new[key]!r} now"
+        for key, old in by_key(then).items()
+        if old != new[key]
+    ]

@@ -207,7 +207,7 @@ class _Scanner:
         except orjson.JSONDecodeError as error:
             raise RowFault(broken_line(line, error)) from error
         self.kinds.setdefault(name, record.kind)
-        return content_digest(record), FORMATS.index(name)
+        return content_digest(record, line), FORMATS.index(name)
 
     def table(self, data: DataConfig, seed: int) -> Table:
         files = np.asarray(self.files, np.uint8)
@@ -236,8 +236,14 @@ class _Scanner:
         )
 
 
-def content_digest(record: Record) -> int:
-    """64 bits of a hash of what a row says: not of its order of keys, spaces or format."""
+def content_digest(record: Record, line: bytes) -> int:
+    """64 bits of a hash of what a row says: not of its order of keys, spaces or format.
+
+    Of a row that is nested too deeply to be written again, the line itself is hashed.
+    """
     said = [record.messages, record.text, record.tools]
-    text = orjson.dumps(said, option=orjson.OPT_SORT_KEYS)
+    try:
+        text = orjson.dumps(said, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:
+        text = line
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

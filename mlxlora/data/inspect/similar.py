@@ -11,8 +11,8 @@ Zhang 2012, One permutation hashing), empty bins borrow (Shrivastava 2017, Optim
 Rows that agree in one of 16 bands of 8 bins are candidates; each pair of those is compared exactly.
 So what is called near is near; of pairs just at NEAR 5 in 100 are missed, at 0.9 1 in 10,000.
 
-The bands lie in temporary files, 64 bytes a row, and are sorted one at a time: in memory are 20
-bytes a row. Only the first TEXT_LIMIT bytes of a row's text are looked at.
+The bands lie in temporary files, 64 bytes a row, and are sorted one at a time: in memory are some
+30 bytes a row. Only the first TEXT_LIMIT bytes of a row's text are looked at.
 """
 
 import contextlib
@@ -78,7 +78,8 @@ def text_of(record: Record) -> bytes:
         if message["role"] != "system":
             said.append(message["content"])
             if calls := message.get("tool_calls"):
-                said.append(orjson.dumps(calls).decode())
+                with contextlib.suppress(orjson.JSONEncodeError):  # nested too deeply
+                    said.append(orjson.dumps(calls).decode())
     text = " ".join(said)[:TEXT_LIMIT]
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)

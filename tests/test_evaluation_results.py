@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mlxlora.cli import app
 from mlxlora.config import DataConfig, LoraConfig, RunConfig
 from mlxlora.data.records import open_file
-from mlxlora.errors import DataError, ExportError
+from mlxlora.errors import ConfigError, DataError, ExportError
 from mlxlora.evaluation.answers import Answer
 from mlxlora.evaluation.evaluate import evaluate
 from mlxlora.evaluation.losses import Losses
@@ -157,6 +157,11 @@ def test_a_function_that_fails_names_the_row(dense, tmp_path):
     with pytest.raises(DataError, match=r"rows\.jsonl:2: .*f\(\) raised ZeroDivisionError"):
         data = DataConfig(path=str(path))
         list(evaluate(dense, data, metrics=[f"python:{code}:f"], max_tokens=2))
+
+
+def test_an_adapter_cannot_be_named_like_the_base(dense, adapter, rows):
+    with pytest.raises(ConfigError, match="named 'base' like the base"):
+        next(evaluate(dense, DataConfig(path=str(rows)), [("base", adapter)], with_base=True))
 
 
 def test_only_an_earlier_result_is_written_over(tmp_path):

@@ -12,7 +12,7 @@ from mlxlora.data.batches import sample_sizes
 from mlxlora.data.layout import choose_layout
 from mlxlora.data.records import Rows, open_file
 from mlxlora.data.render import Renderer
-from mlxlora.errors import DataError
+from mlxlora.errors import ConfigError, DataError
 from mlxlora.evaluation.answers import Answer, answers, questions
 from mlxlora.evaluation.losses import measure
 from mlxlora.evaluation.metrics import Metric, metric
@@ -26,6 +26,7 @@ from mlxlora.train.forward import Forward
 from mlxlora.train.validate import Validator, batches_of
 
 ROWS_PER_BATCH = 8
+BASE = "base"  # its name in results
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
 
@@ -59,7 +60,9 @@ def evaluate(
     asked = questions(base, rows, wanted, skip) if wanted else []
     models: list[tuple[str, Adapter | None]] = list(adapters)
     if with_base or not adapters:
-        models.insert(0, ("base", None))
+        if any(name == BASE for name, _ in adapters):
+            raise ConfigError(f"an adapter is named {BASE!r} like the base; name it otherwise")
+        models.insert(0, (BASE, None))
     for name, adapter in models:
         detach(base.model)
         if adapter is not None:

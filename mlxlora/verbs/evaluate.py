@@ -66,8 +66,8 @@ def evaluate(
         check_place(place, key)
     from mlxlora.base import load
     from mlxlora.console import Screen
+    from mlxlora.evaluation.evaluate import BASE, open_rows
     from mlxlora.evaluation.evaluate import evaluate as evaluated
-    from mlxlora.evaluation.evaluate import open_rows
     from mlxlora.evaluation.results import as_json as told
     from mlxlora.evaluation.results import compare
     from mlxlora.files import write_json
@@ -99,7 +99,7 @@ def evaluate(
             "yellow",
         )
     count = worst if worst is not None else WORST * bool(metrics)
-    for result in [r for r in results if r.name != "base"] or results:
+    for result in [r for r in results if r.name != BASE] or results:
         show_worst(screen, result, worst_rows(taken, results, result, count))
     found = told(model, str(taken.file.path), results, comparisons)
     for place, key in places:

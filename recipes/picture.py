@@ -8,6 +8,7 @@ The command runs in tmux, in a terminal of its own. When the text of --until sta
 """
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
@@ -59,13 +60,14 @@ def _captured(command: list[str]) -> str:
 
 def draw(ansi: str, title: str, width: int) -> str:
     """What stood on a screen, as SVG."""
-    lines = ansi.replace(ENDED, "").rstrip().splitlines()
-    with open("/dev/null", "w", encoding="utf-8") as nowhere:
+    # In one piece: a colour goes on over the ends of lines.
+    shown = Text.from_ansi(ansi.replace(ENDED, "").rstrip())
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         console = Console(record=True, width=width, file=nowhere, color_system="truecolor")
-        for line in lines:
-            console.print(Text.from_ansi(line), no_wrap=True, crop=True)
-    # A fixed id: the same screen gives the same file.
-    return console.export_svg(title=title, unique_id="mlxlora")
+        console.print(shown, no_wrap=True, crop=True)
+    # A fixed id: the same screen gives the same file. The reader's own font: nothing is fetched.
+    drawn = console.export_svg(title=title, unique_id="mlxlora")
+    return re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)
 
 
 def main(words: list[str]) -> None:

@@ -1,11 +1,13 @@
 """What each recipe needs, by `mlxlora plan` on its model's published shape: the recipes' headers.
 
-    python recipes/predict.py [--write] [RECIPE ...]
+    python recipes/predict.py [--write] [RECIPE ...]   --write: into headers and recipes/README.md
+    python recipes/predict.py --table                  that list alone, from the headers
 
 No model is downloaded. A directory is made that has what plan reads of one: config.json, and
-weight files of the right header whose data is a hole. Every row is taken to have data.max_length
-tokens, which is the most that a recipe can need. On Linux the figures are those of MLX's CPU
-build, which computes in float32: a Mac keeps the same base, and needs less beside it.
+weight files of the right header whose data is a hole. Rows are taken to have data.max_length
+tokens and to be computed one at a time, which is the least that such a recipe needs: where there
+is more memory, more is computed at once. On Linux the figures are those of MLX's CPU build, which
+computes in float32: a Mac keeps the same base, and needs less beside it.
 """
 
 import json
@@ -25,7 +27,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama, qwen3, qwen3_moe
 
 from mlxlora.config import RunConfig
-from mlxlora.memory import parse_size
+from mlxlora.memory import keep_freed_pages, parse_size
 from mlxlora.skeleton import write_stand_in
 from mlxlora.train.forecast import Forecast, forecast, gigabytes
 
@@ -33,7 +35,7 @@ HERE = Path(__file__).parent
 RECIPES = sorted(HERE.glob("*.toml"))
 FAMILIES: dict[str, Any] = {"llama": llama, "qwen3": qwen3, "qwen3_moe": qwen3_moe}
 QUANTIZATION = {"group_size": 64, "bits": 4}
-PREDICTION = re.compile(r"^# Memory: (?P<said>.*?) of (?P<budget>[\d.]+ GB)", re.MULTILINE)
+PREDICTION = re.compile(r"^# Memory: from (?P<said>.*?) of (?P<budget>[\d.]+ GB)", re.MULTILINE)
 
 
 def _shape(kind: str, hidden: int, blocks: int, mlp: int, heads: int, kv: int) -> dict[str, Any]:
@@ -119,23 +121,52 @@ def write_shape(directory: Path, config: dict[str, Any]) -> Path:
 
 
 def predict(run: RunConfig, config: dict[str, Any], budget: int) -> Forecast:
-    """The forecast of a run on a model of this shape, in a budget of bytes."""
+    """The forecast of a run on a model of this shape, in a budget of bytes, a row at a time."""
+    train = replace(run.train, tokens_per_microbatch=run.data.max_length)
     with tempfile.TemporaryDirectory() as place:
         model = write_shape(Path(place) / "model", config)
-        return forecast(replace(run, model=str(model)), budget)
+        return forecast(replace(run, model=str(model), train=train), budget)
 
 
 def header(recipe: Path) -> tuple[str, int]:
     """(what a recipe's header says that it needs, the budget in which: bytes)."""
     found = PREDICTION.search(recipe.read_text(encoding="utf-8"))
     if found is None:
-        raise SystemExit(f"{recipe}: its header has no line '# Memory: ... of ... GB'")
+        raise SystemExit(f"{recipe}: its header has no line '# Memory: from ... of ... GB'")
     return found["said"], parse_size(found["budget"], str(recipe))
+
+
+def table() -> str:
+    """The list of recipes in recipes/README.md, from their headers."""
+    lines = ["| recipe | for | model | memory |", "|---|---|---|---|"]
+    for recipe in RECIPES:
+        purpose = recipe.read_text(encoding="utf-8").split("\n")[0].strip("# .")
+        model = RunConfig.load(recipe).model.rpartition("/")[2]
+        said, budget = header(recipe)
+        cells = (
+            f"[{recipe.stem}]({recipe.name})",
+            purpose,
+            model,
+            f"from {said} of {budget / 1e9:g} GB",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table() -> None:
+    page = HERE / "README.md"
+    before, rest = page.read_text(encoding="utf-8").split("<!-- recipes -->\n")
+    after = rest.split("<!-- /recipes -->")[1]
+    marked = f"<!-- recipes -->\n{table()}<!-- /recipes -->"
+    page.write_text(before + marked + after, encoding="utf-8")
 
 
 def main(words: list[str]) -> None:
     """Print every prediction, and put it into the header with --write."""
     write = "--write" in words
+    keep_freed_pages()  # half of the time otherwise
+    if "--table" in words:
+        return write_table()
     for recipe in [Path(word) for word in words if word != "--write"] or RECIPES:
         said, budget = header(recipe)
         run = RunConfig.load(recipe)
@@ -148,8 +179,10 @@ def main(words: list[str]) -> None:
         )
         if write:
             text = recipe.read_text(encoding="utf-8")
-            new = f"# Memory: {now} of {budget / 1e9:g} GB"
+            new = f"# Memory: from {now} of {budget / 1e9:g} GB"
             recipe.write_text(PREDICTION.sub(new, text, count=1), encoding="utf-8")
+    if write:
+        write_table()
 
 
 if __name__ == "__main__":

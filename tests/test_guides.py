@@ -38,12 +38,11 @@ NOT_RUN = {
     ".venv/bin/": "runs in what that installs",
     "mlxlora plan recipes/": "a published shape takes minutes: test_recipes.py, and predict.py",
 }
-DONE_BEFORE = {  # a tiny model in the place of the recipes' own
+MORE = {  # what a tiny model, a test and its patience need besides
     "mlxlora train recipes/": ["--model", MODEL, "--updates", "2"],
     "mlxlora sweep recipes/": ["--model", MODEL, "--updates", "4"],
     "mlxlora eval": ["--max-tokens", "4"],
     "mlxlora chat": ["--prompt", "say 3", "--max-tokens", "4"],
-    "mlxlora export": ["--no-fidelity"],
 }
 
 
@@ -106,7 +105,7 @@ def run(*words: str):
     return CliRunner().invoke(app, words)
 
 
-HEAVY = {"exporting": "eight exports", "adapters": "three runs"}
+HEAVY = {"exporting": "eight exports"}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +119,7 @@ def test_the_commands_run_in_the_order_of_the_page(page, request, desk, quantize
     for line in lines:
         line = line.replace("--model M ", f"--model {MODEL} ")
         words = shlex.split(line)[1:]
-        for start, more in DONE_BEFORE.items():
+        for start, more in MORE.items():
             words += more if line.startswith(start) else []
         done = run(*[str(quantized_path) if word == MODEL else word for word in words])
         assert done.exit_code == 0, (line, done.output, done.exception)

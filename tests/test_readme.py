@@ -27,6 +27,7 @@ def option_table() -> str:
         choices = [c for c in getattr(kind, "__args__", ()) if isinstance(c, str)]
         if len(choices) > 1:
             text += ": " + ", ".join(f"`{choice}`" for choice in choices)
+        text = text.replace("*", r"\*")  # Markdown's own
         lines.append(f"| `{key}` | `{shown}` | {text}{f' [{unit}]' if unit else ''} |")
     return "\n".join(lines) + "\n"
 

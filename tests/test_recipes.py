@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from conftest import write_rows
-from documents import ROOT
+from documents import ROOT, section
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -57,7 +57,7 @@ def test_its_memory_is_a_figure_within_what_the_mac_offers(name):
     said, budget = predict.header(RECIPES[name])
     assert parse_size(said, name) <= budget
     length = RunConfig.load(RECIPES[name]).data.max_length
-    assert f"all its {length:,} tokens" in " ".join(head(name))
+    assert f"all their {length:,} tokens" in " ".join(head(name))
 
 
 @each
@@ -70,11 +70,11 @@ def test_it_plans_on_a_narrow_model_of_its_kind(name):
 
 
 @each
-@pytest.mark.slow
 def test_it_trains(name, quantized_path, experts_path, tmp_path):
-    kind = "{'text': 'one two'}" if name == "continued-pretraining" else ""
-    row = {"text": "one two three"} if kind else {"prompt": "say one", "completion": "one"}
-    data = write_rows(tmp_path / "rows.jsonl", [row] * 120)
+    pairs = [{"prompt": f"say {n}", "completion": str(n)} for n in range(120)]
+    if name == "continued-pretraining":
+        pairs = [{"text": f"one two {n}"} for n in range(400)]  # of which a 50th validates
+    data = write_rows(tmp_path / "rows.jsonl", pairs)
     model = experts_path if name == "mixture-of-experts" else quantized_path
     words = ["train", str(RECIPES[name]), "--model", str(model), "--data", str(data)]
     done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run"), "--updates", "2"])
@@ -91,6 +91,11 @@ def test_the_figure_of_the_smallest_is_what_plan_says():
     assert parse_size(gigabytes(found.peak + found.cache), "") == pytest.approx(
         parse_size(said, ""), rel=0.15
     )
+
+
+def test_the_list_of_recipes_is_their_headers():
+    page = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    assert section(page, "recipes") == predict.table()
 
 
 def test_every_shape_is_of_a_recipe_and_every_id_looks_like_one():

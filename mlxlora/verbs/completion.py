@@ -26,7 +26,7 @@ def completion(
 
     fish: mlxlora completion fish > ~/.config/fish/completions/mlxlora.fish
     """
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     script = get_completion_script(prog_name="mlxlora", complete_var=ASKED, shell=shell)
     print(json.dumps({"shell": shell, "script": script}) if as_json else script)
@@ -44,6 +44,6 @@ def beginnings(choices: Iterable[str]) -> Callable[[str], list[str]]:
 def answer_shells() -> None:
     """If a shell asks for completions, let Typer know how shells want to be answered."""
     if ASKED in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()

@@ -288,7 +288,7 @@ def test_several_runs_make_one_page_without_options_of_one(run_path, tmp_path):
     written = write_report(tmp_path / "many")
     text = Reader(written.path.read_text()).text
     assert "2 runs" in text and "lora.rank tried 4, 8" in text and "1 dropped" in text
-    assert text.index("1 b finished") < text.index("2 a finished")
+    assert text.index("1 b finished") < text.index("2 a dropped")
     with pytest.raises(ConfigError, match="of one run"):
         write_report(tmp_path / "many", evaluations=[tmp_path / "x.json"])
 

@@ -1,7 +1,7 @@
 """page(run) and comparison_page(runs): HTML, made by Jinja, which escapes all that it is given."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,16 @@ def _rows(looked: Looked) -> dict[str, Any]:
     return {"looked": looked.found, "bars": shown, "missing": ""}
 
 
-def comparison_page(runs: Sequence[Run], name: str, sweep: Sequence[tuple[str, str]] = ()) -> str:
-    """Several runs as a page; curves of the best ones. sweep: what their search has to say."""
+def comparison_page(
+    runs: Sequence[Run],
+    name: str,
+    sweep: Sequence[tuple[str, str]] = (),
+    states: Mapping[str, str] | None = None,
+) -> str:
+    """Several runs as a page; curves of the best ones.
+
+    sweep: what their search has to say; states: what it did with runs of these names.
+    """
     groups = ranked(runs)
     best = [run for group in groups for run in group.runs][:MOST_OVERLAID]
     found = differences(best)
@@ -93,7 +101,10 @@ def comparison_page(runs: Sequence[Run], name: str, sweep: Sequence[tuple[str, s
         sweep=list(sweep),
         columns=COLUMNS,
         groups=[
-            {"title": group.title, "rows": [_row(n, run) for n, run in enumerate(group.runs, 1)]}
+            {
+                "title": group.title,
+                "rows": [_row(n, run, states or {}) for n, run in enumerate(group.runs, 1)],
+            }
             for group in groups
         ],
         curves=overlaid(best),
@@ -102,12 +113,12 @@ def comparison_page(runs: Sequence[Run], name: str, sweep: Sequence[tuple[str, s
     )
 
 
-def _row(place: int, run: Run) -> list[str]:
+def _row(place: int, run: Run, states: Mapping[str, str]) -> list[str]:
     one = as_json(run)
     return [
         str(place),
         run.name,
-        run.state,
+        states.get(run.name, run.state),
         str(one["method"]),
         str(one["rank"]),
         f"{one['learning_rate']:g}" if one["learning_rate"] else "",

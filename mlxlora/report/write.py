@@ -1,5 +1,6 @@
 """write_report(directory): the page of a run, or of the runs below, as a file."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,29 +49,27 @@ def write_report(
         raise ConfigError("--eval and --fused are of one run; name that run's directory")
     else:
         runs = [load_run(each) for each in found]
-        html = comparison_page(runs, directory.resolve().name, _sweep(directory))
+        html = comparison_page(runs, directory.resolve().name, *_sweep(directory))
         what = f"{len(runs)} runs"
     with atomic_file(path) as file:
         file.write(html.encode("utf-8"))
     return Written(path, what, [str(each) for each in found])
 
 
-def _sweep(directory: Path) -> list[tuple[str, str]]:
-    """What a sweep says of itself; nothing if this is none."""
+def _sweep(directory: Path) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """What a sweep says of itself, and of each variant by its run's name; nothing if it is none."""
     path = directory / SWEEP
     if not path.is_file():
-        return []
+        return [], {}
     told = read_json(path, CheckpointError)
     if fault := mistold(told, _SWEEP):
         raise CheckpointError(f"{path} is damaged: {fault}")
     variants = told.get("variants") or []
-    states: dict[str, int] = {}
-    for variant in variants:
-        states[str(variant.get("state"))] = states.get(str(variant.get("state")), 0) + 1
+    states = {str(one.get("run")): str(one.get("state")) for one in variants}
     facts = [("recipe", str(told.get("recipe")))]
     facts += [
         (f"{key} tried", ", ".join(str(value) for value in values))
         for key, values in (told.get("grid") or {}).items()
     ]
-    counts = ", ".join(f"{count} {state}" for state, count in states.items())
-    return [*facts, ("variants", f"{len(variants)}: {counts}")]
+    counts = ", ".join(f"{n} {state}" for state, n in Counter(states.values()).items())
+    return [*facts, ("variants", f"{len(variants)}: {counts}")], states

@@ -7,7 +7,7 @@ No model is downloaded. A directory is made that has what a plan reads of one: c
 weight files of the right header whose data is a hole. Counted is by mlxlora.plan: the base, the
 adapter with gradients and optimizer, and the activations of one row of data.max_length tokens.
 `mlxlora plan` measures a few blocks besides, which takes minutes at these widths on a CPU and there
-exaggerates: it multiplies a weight that is widened for a moment as if every token had one.
+exaggerates: a weight that is widened for a moment seems to be multiplied by the tokens.
 """
 
 import json

@@ -28,7 +28,7 @@ _HOMES = {
     "RunConfig": "mlxlora.config",
     "attach": "mlxlora.lora.attach",
     "detach": "mlxlora.lora.attach",
-    "evaluate": "mlxlora.evaluate",
+    "evaluate": "mlxlora.evaluation.evaluate",
     "fuse": "mlxlora.export.fuse",
     "load": "mlxlora.base",
     "merge": "mlxlora.lora.merge",
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mlxlora.base import Base, load
     from mlxlora.config import RunConfig
     from mlxlora.errors import MlxLoraError
-    from mlxlora.evaluate import evaluate
+    from mlxlora.evaluation.evaluate import evaluate
     from mlxlora.export.fuse import fuse
     from mlxlora.export.hub import pull, push
     from mlxlora.export.quantize import quantize

@@ -31,6 +31,7 @@ from mlxlora.verbs import (
     resume,
     runs,
     serve,
+    sweep,
     train,
 )
 
@@ -45,6 +46,7 @@ app.command()(plan.plan)
 app.command()(data.data)
 app.command()(train.train)
 app.command()(resume.resume)
+app.command()(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command()(report.report)
 app.command()(runs.runs)

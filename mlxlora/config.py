@@ -5,6 +5,7 @@ This file opens no models and no data.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ def _all_positive(table: Any) -> bool:
     return all(value > 0 for value in table.values())
 
 
+VALIDATIONS = 10  # a run, when eval.every is 0
 MAX_RANK = 1 << 16  # above any model's width
 # Our names of a row's keys (data/formats.py reads them).
 COLUMNS = (
@@ -188,6 +190,10 @@ class TrainConfig:
         "auto: when a row would not fit otherwise",
     )
 
+    def length(self, rows: int) -> int:
+        """The run's updates in all over so many training rows."""
+        return self.updates or math.ceil(self.epochs * -(-rows // self.batch_size))
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -207,6 +213,10 @@ class EvalConfig:
     )
     prompts: tuple[str, ...] = option((), "prompts answered before training and at each validation")
     max_tokens: int = option(64, "length of those answers", "tokens", _positive, "at least 1")
+
+    def interval(self, updates: int) -> int:
+        """From one validation to the next in a run of so many updates [optimizer updates]."""
+        return self.every or max(1, round(updates / VALIDATIONS))
 
 
 @dataclass(frozen=True)

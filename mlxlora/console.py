@@ -7,7 +7,6 @@ stdout is one JSON object. Where the output is no terminal, lines are plain and 
 import contextlib
 import errno
 import json
-import math
 import os
 import shlex
 import time
@@ -22,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxlora.errors import printable
+from mlxlora.files import finite
 
 
 class Screen:
@@ -79,7 +79,7 @@ class Screen:
     def result(self, value: Any) -> None:
         """The machine-readable result, only with --json: one object, one line."""
         if self.as_json:
-            value = _finite(value)
+            value = finite(value)
             text = json.dumps(value, ensure_ascii=False, default=str)
             if any("\ud800" <= c <= "\udfff" for c in text):  # of a file's name that is not UTF-8
                 text = json.dumps(value, default=str)
@@ -167,15 +167,6 @@ def fail(message: str) -> None:
     console.print(Text("error: ", "bold red").append(first, "default"))
     if rest:
         console.print(Text(rest))
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what is no number: JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def clock(seconds: float) -> str:

@@ -102,15 +102,6 @@ def _smooth(old: float, new: float) -> float:
     return new if math.isnan(old) else SMOOTHING * old + (1 - SMOOTHING) * new
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Each value with those before it, as the display does; what is no number changes nothing."""
-    found, now = [], math.nan
-    for value in values:
-        now = _smooth(now, value) if math.isfinite(value) else now
-        found.append(now)
-    return found
-
-
 def columns(values: Sequence[float], count: int) -> list[float]:
     """At most count values: each the mean of its share of all of them, in order."""
     if len(values) <= count:

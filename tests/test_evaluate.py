@@ -8,7 +8,7 @@ from mlxlora.config import DataConfig, LoraConfig
 from mlxlora.data.formats import parse
 from mlxlora.data.render import Renderer
 from mlxlora.errors import DataError
-from mlxlora.evaluate import evaluate
+from mlxlora.evaluation.evaluate import evaluate
 from mlxlora.generate import answer, answer_all, chat_tokens
 from mlxlora.lora.attach import detach
 from mlxlora.lora.fresh import collect, new_layers

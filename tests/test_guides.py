@@ -41,6 +41,8 @@ NOT_RUN = {
 }
 MORE = {  # what a tiny model, a test and its patience need besides
     "mlxlora train recipes/": ["--model", MODEL, "--updates", "2"],
+    "mlxlora sweep recipes/": ["--model", MODEL, "--updates", "4"],
+    "mlxlora eval": ["--max-tokens", "4"],
     "mlxlora chat": ["--prompt", "say 3", "--max-tokens", "4"],
 }
 

@@ -16,6 +16,7 @@ from mlxlora.errors import DataError
 
 Shape = tuple[int, int, int]  # rows, tokens per row and supervised slots of a micro-batch
 Size = tuple[int, int]  # of a row: predictions, how many of them are trained
+Part = tuple[int, int]  # of a batch: a row in the file, how many of its tokens are trained
 SAMPLE_ROWS = 1000  # rows rendered before training, to see lengths and find faults
 
 
@@ -41,6 +42,7 @@ class Batch:
     ends: tuple[int, ...]  # where the packed rows end, or (T,)
     segments: np.ndarray | None = None  # (1, T) int32: each place's row, if ends does not tell
     reach: int | None = None  # no packed row is longer
+    parts: tuple[Part, ...] = ()  # whose the slots are, in their order
 
     @property
     def shape(self) -> Shape:
@@ -87,10 +89,6 @@ class Feed:
     cut: Callable[[list[Example]], list[Batch]]  # Layout.cut
     seed: int
     skip_refused: bool = False
-
-    @property
-    def updates_per_epoch(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
 
     def updates(self, cursor: Cursor) -> Iterator[Update]:
         """Updates from this cursor on, without end."""
@@ -176,7 +174,8 @@ def pad(examples: Sequence[Example], shape: Shape | None = None) -> Batch:
     for row, example in enumerate(examples):
         inputs[row, : len(example.tokens) - 1] = example.tokens[:-1]
     starts = [row * length for row in range(len(examples))]
-    return Batch(inputs, *_supervised(examples, starts, slots), ends=(length,))
+    supervised = _supervised(examples, starts, slots)
+    return Batch(inputs, *supervised, ends=(length,), parts=_parts(examples))
 
 
 def pack(examples: Sequence[Example], shape: Shape | None = None, reach: int = 0) -> Batch:
@@ -189,10 +188,14 @@ def pack(examples: Sequence[Example], shape: Shape | None = None, reach: int = 0
         inputs[0, start:end] = example.tokens[:-1]
     supervised = _supervised(examples, starts, slots)
     if shape is None:
-        return Batch(inputs, *supervised, ends=tuple(ends.tolist()))
+        return Batch(inputs, *supervised, ends=tuple(ends.tolist()), parts=_parts(examples))
     # Padding is one more row, which trains nothing.
     segments = np.searchsorted(ends, np.arange(shape[1]), side="right").astype(np.int32)
-    return Batch(inputs, *supervised, (shape[1],), segments[None], reach)
+    return Batch(inputs, *supervised, (shape[1],), segments[None], reach, _parts(examples))
+
+
+def _parts(examples: Sequence[Example]) -> tuple[Part, ...]:
+    return tuple((example.row, example.supervised) for example in examples)
 
 
 def _supervised(

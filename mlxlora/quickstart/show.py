@@ -6,7 +6,7 @@ from typing import Any
 
 from mlxlora.console import Screen, clock, size
 from mlxlora.display import TrainingDisplay
-from mlxlora.evaluate import Result
+from mlxlora.evaluation.results import Result
 from mlxlora.export.fuse import Fused
 from mlxlora.quickstart.story import BASE, Chapter, End, play
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from mlxlora.base import load
 from mlxlora.config import DataConfig, RunConfig
 from mlxlora.errors import MlxLoraError
-from mlxlora.evaluate import Progress, Result, evaluate
+from mlxlora.evaluation.evaluate import Progress, evaluate
+from mlxlora.evaluation.results import Result
 from mlxlora.export.fuse import Fused, fuse
 from mlxlora.files import refuse_existing
 from mlxlora.lora.adapter import Adapter

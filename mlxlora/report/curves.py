@@ -1,12 +1,15 @@
 """The curves of runs as plots: what one run did, and several over each other."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from mlxlora.course import smoothed
 from mlxlora.report.plots import Line, plot
 from mlxlora.runs import Run
 from mlxlora.train.events import Eval, Step
+
+WINDOWS = 20  # of which one is what a smoothed value is the mean of
 
 
 @dataclass(frozen=True)
@@ -74,4 +77,19 @@ def overlaid(runs: Sequence[Run]) -> list[Curve]:
         if lines:
             svg = plot(lines, "nats per supervised token", title, width=10.4)
             found.append(Curve(title, svg))
+    return found
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Each the mean of those around it, as many on either side; what is no number is left out."""
+    half = max(2, len(values) // (2 * WINDOWS))
+    known = [value if math.isfinite(value) else 0.0 for value in values]
+    sums = list(accumulate(known, initial=0.0))
+    counts = list(accumulate((math.isfinite(value) for value in values), initial=0))
+    found = []
+    for place in range(len(values)):
+        reach = min(half, place, len(values) - 1 - place)
+        first, last = place - reach, place + reach + 1
+        count = counts[last] - counts[first]
+        found.append((sums[last] - sums[first]) / count if count else math.nan)
     return found

@@ -59,7 +59,7 @@ def _draw(axes: Any, line: Line) -> None:
     x, y = _thinned(line)
     looks: dict[str, dict[str, Any]] = {
         "line": {"linewidth": 1.6},
-        "faint": {"linewidth": 0.7, "alpha": 0.35},
+        "faint": {"linewidth": 0.8, "alpha": 0.5},
         "dashed": {"linewidth": 1.0, "linestyle": (0, (4, 3))},
         "points": {"linewidth": 1.4, "marker": "o", "markersize": 3.2},
         "best": {"linestyle": "", "marker": "o", "markersize": 8, "markerfacecolor": "none"},

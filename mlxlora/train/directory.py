@@ -133,7 +133,7 @@ def read(path: Path) -> tuple[RunConfig, Origin]:
         began = RunConfig.from_dict(origin.run)
     except (ValueError, TypeError, KeyError, ConfigError) as error:
         raise CheckpointError(f"{path / START} is damaged: {error}") from error
-    changes = _differences(began.to_dict(), RunConfig.load(path / CONFIG).to_dict())
+    changes = differences(began.to_dict(), RunConfig.load(path / CONFIG).to_dict())
     if changes:
         raise CheckpointError(
             f"{path / CONFIG} was changed since the run began:\n"
@@ -244,7 +244,7 @@ def _changed_rows(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Options that differ between two configs of the same keys."""
     new = by_key(now)
     return [

@@ -120,7 +120,6 @@ class Forecaster:
         fitter, rows = self.fitter, self.rows
         cut = fitter.choose(self.budget - self.cache)
         need = fitter.need(cut.tokens, cut.checkpoint_blocks)
-        per_epoch = math.ceil(rows.count / self.run.train.batch_size)
         share = fitter.tokens_per_update(cut.tokens) / need.tokens
         activations = min(need.activations, need.bytes)
         found = Forecast(
@@ -134,7 +133,7 @@ class Forecaster:
             checkpoint_blocks=cut.checkpoint_blocks,
             packed=fitter.packed,
             longest=rows.longest,
-            updates=self.run.train.updates or math.ceil(self.run.train.epochs * per_epoch),
+            updates=self.run.train.length(rows.count),
             seconds_per_update=need.seconds * share + need.seconds_update,
             changes=(),
             notes=fitter.forward.notes,

@@ -46,7 +46,6 @@ from mlxlora.train.step import Stepper
 from mlxlora.train.validate import Validator, batches_of
 from mlxlora.train.ways import Ways
 
-VALIDATIONS = 10  # a run, when eval.every is 0
 QUICK_ROWS = 128  # of validation, measured before the first update
 BAD_IN_A_ROW = 3  # updates that are no number, then training stops
 BAD_ROWS_SHOWN = 8
@@ -89,13 +88,13 @@ class Session:
             run.train.seed,
             self.skip,
         )
-        updates = run.train.updates or math.ceil(run.train.epochs * self.feed.updates_per_epoch)
+        updates = run.train.length(len(job.splits.train))
         self.progress = state.progress if state else Progress(updates)
         self.peak = peak_rate(run.train, run.lora, job.parameters)
         self.stepper = Stepper(base.model, make_optimizer(run.train), run.train.clip, ways.forward)
         self.validator = Validator(ways.forward)
         self.saver = Saver(job.directory, run, base, job.splits, self.peak)
-        self.every = run.eval.every or max(1, round(updates / VALIDATIONS))
+        self.every = run.eval.interval(updates)
         # The first weights, until they are validated.
         self.first: Any = base.model.trainable_parameters()
         if self.splits.valid is None or self.progress.before is not None:

@@ -40,7 +40,7 @@ def follow(
     screen = Screen(as_json)
     check(track)
     try:
-        with stop_on_signal(screen.say, out) as stop:
+        with stop_on_signal(screen.say, (out / START).exists) as stop:
             done = TrainingDisplay(screen).show(tracked(events(stop), out, track, screen.say))
     except KeyboardInterrupt:
         if not (out / START).exists():
@@ -90,7 +90,9 @@ def supervised(
 
 
 @contextmanager
-def stop_on_signal(say: Callable[[str], None], out: Path) -> Iterator[threading.Event]:
+def stop_on_signal(
+    say: Callable[[str], None], begun: Callable[[], bool]
+) -> Iterator[threading.Event]:
     """A signal (Ctrl-C, a closed terminal) ends the run after its update; a second one now.
 
     So does the first if the run has not begun.
@@ -98,7 +100,7 @@ def stop_on_signal(say: Callable[[str], None], out: Path) -> Iterator[threading.
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() or not (out / START).exists():
+        if stop.is_set() or not begun():
             raise KeyboardInterrupt
         stop.set()
         say("Stopping after this update and saving; once more to stop at once.")

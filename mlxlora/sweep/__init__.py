@@ -1,0 +1,1 @@
+"""Several variants of a run, of which the hopeless are stopped early."""

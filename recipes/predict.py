@@ -1,19 +1,21 @@
-"""What each recipe needs, by `mlxlora plan` on its model's published shape: the recipes' headers.
+"""What each recipe needs at least, counted on its model's published shape: the recipes' headers.
 
-    python recipes/predict.py [--write] [RECIPE ...]   --write: into headers and recipes/README.md
-    python recipes/predict.py --table                  that list alone, from the headers
+    python recipes/predict.py            print them
+    python recipes/predict.py --write    put them into the headers and into recipes/README.md
 
-No model is downloaded. A directory is made that has what plan reads of one: config.json, and
-weight files of the right header whose data is a hole. Rows are taken to have data.max_length
-tokens and to be computed one at a time, which is the least that such a recipe needs: where there
-is more memory, more is computed at once. On Linux the figures are those of MLX's CPU build, which
-computes in float32: a Mac keeps the same base, and needs less beside it.
+No model is downloaded. A directory is made that has what a plan reads of one: config.json, and
+weight files of the right header whose data is a hole. Counted is by mlxlora.plan: the base, the
+adapter with gradients and optimizer, and the activations of one row of data.max_length tokens.
+`mlxlora plan` measures a few blocks besides, which takes minutes at these widths on a CPU and there
+exaggerates: a weight that is widened for a moment seems to be multiplied by the tokens.
 """
 
 import json
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,12 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama, qwen3, qwen3_moe
 
 from mlxlora.config import RunConfig
-from mlxlora.memory import keep_freed_pages, parse_size
-from mlxlora.skeleton import write_stand_in
-from mlxlora.train.forecast import Forecast, forecast, gigabytes
+from mlxlora.lora.fresh import prepare
+from mlxlora.memory import parse_size
+from mlxlora.plan import plan_memory
+from mlxlora.skeleton import open_skeleton, write_stand_in
+from mlxlora.train.forecast import gigabytes
+from mlxlora.train.recompute import trained_blocks
 
 HERE = Path(__file__).parent
 RECIPES = sorted(HERE.glob("*.toml"))
@@ -72,6 +77,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "mlx-community/Qwen3-4B-Instruct-2507-4bit": {
         **_shape("qwen3", 2560, 36, 9728, 32, 8),
         **TIED,
+    },
+    "mlx-community/Llama-3.2-1B-Instruct-4bit": {
+        **_shape("llama", 2048, 16, 8192, 32, 8),
+        **TIED,
+        "head_dim": 64,
     },
     "mlx-community/Llama-3.2-3B-Instruct-4bit": {
         **_shape("llama", 3072, 28, 8192, 24, 8),
@@ -120,12 +130,24 @@ def write_shape(directory: Path, config: dict[str, Any]) -> Path:
     return directory
 
 
-def predict(run: RunConfig, config: dict[str, Any], budget: int) -> Forecast:
-    """The forecast of a run on a model of this shape, in a budget of bytes, a row at a time."""
-    train = replace(run.train, tokens_per_microbatch=run.data.max_length)
+@contextmanager
+def planned(run: RunConfig, config: dict[str, Any]) -> Iterator[RunConfig]:
+    """The run, on a directory of this shape that is there inside."""
     with tempfile.TemporaryDirectory() as place:
         model = write_shape(Path(place) / "model", config)
-        return forecast(replace(run, model=str(model), train=train), budget)
+        yield replace(run, model=str(model))
+
+
+def count(run: RunConfig, config: dict[str, Any], budget: int) -> tuple[int, bool]:
+    """(bytes that the run holds, a row at a time; are blocks computed again)."""
+    with planned(run, config) as here:
+        model = open_skeleton(here.model).model
+        prepare(model, run.lora, run.train.seed, known=False)
+        rough = plan_memory(model, trained_blocks(model))
+    plain, again = (rough.peak(run.data.max_length, checkpoint) for checkpoint in (False, True))
+    wished = run.train.checkpoint_blocks
+    checkpoint = plain > budget if wished == "auto" else bool(wished)
+    return (again if checkpoint else plain), checkpoint
 
 
 def header(recipe: Path) -> tuple[str, int]:
@@ -162,26 +184,19 @@ def write_table() -> None:
 
 
 def main(words: list[str]) -> None:
-    """Print every prediction, and put it into the header with --write."""
-    write = "--write" in words
-    keep_freed_pages()  # half of the time otherwise
-    if "--table" in words:
-        return write_table()
-    for recipe in [Path(word) for word in words if word != "--write"] or RECIPES:
-        said, budget = header(recipe)
+    """Print what is counted; with --write, say it where it is read."""
+    for recipe in RECIPES:
+        _, budget = header(recipe)
         run = RunConfig.load(recipe)
-        found = predict(run, SHAPES[run.model], budget)
-        now = gigabytes(found.peak + found.cache)
-        how = ", blocks computed again" if found.checkpoint_blocks else ""
-        fits = "fits" if found.fits else "DOES NOT FIT"
-        print(
-            f"{recipe.name}: {now} of {gigabytes(budget)}{how}; {fits} (said: {said})", flush=True
-        )
-        if write:
+        needed, again = count(run, SHAPES[run.model], budget)
+        how = ", blocks computed again" if again else ""
+        fits = "" if needed <= budget else ": DOES NOT FIT"
+        print(f"{recipe.name}: {gigabytes(needed)} of {gigabytes(budget)}{how}{fits}")
+        if words == ["--write"]:
             text = recipe.read_text(encoding="utf-8")
-            new = f"# Memory: from {now} of {budget / 1e9:g} GB"
+            new = f"# Memory: from {gigabytes(needed)} of {budget / 1e9:g} GB"
             recipe.write_text(PREDICTION.sub(new, text, count=1), encoding="utf-8")
-    if write:
+    if words == ["--write"]:
         write_table()
 
 

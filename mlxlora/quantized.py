@@ -158,6 +158,11 @@ def multiply_back(layer: nn.Module, y: mx.array) -> mx.array:
     return (y.astype(dtype) @ _wide(layer, dtype)).astype(y.dtype)
 
 
+def widens(layer: nn.Module) -> bool:
+    """Whether a product with many rows widens the layer's weight, for as long as it takes."""
+    return isinstance(layer, _WIDE_KINDS) and "_kept" not in layer
+
+
 def _packed_product(layer: nn.Module, x: mx.array, transpose: bool) -> mx.array:
     return mx.quantized_matmul(
         x,

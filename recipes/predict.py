@@ -6,8 +6,7 @@
 No model is downloaded. A directory is made that has what a plan reads of one: config.json, and
 weight files of the right header whose data is a hole. Counted is by mlxlora.plan: the base, the
 adapter with gradients and optimizer, and the activations of one row of data.max_length tokens.
-`mlxlora plan` measures a few blocks besides, which takes minutes at these widths on a CPU and there
-exaggerates: a weight that is widened for a moment seems to be multiplied by the tokens.
+`mlxlora plan` measures a few blocks besides, which takes minutes at these widths on a CPU.
 """
 
 import json

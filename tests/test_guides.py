@@ -31,6 +31,7 @@ ELSEWHERE = {  # run by another test, on what they need
     "mlxlora pull": "test_export_hub.py, on a local Hub",
     "mlxlora serve": "test_serve_clients.py has the server that the curl lines ask",
     "curl": "test_serve_clients.py",
+    "mlxlora train --track": "test_track.py, with the trackers' own packages",
 }
 NOT_RUN = {
     "ollama": "Ollama is not at hand; test_modelfile.py reads what it would be given",
@@ -170,4 +171,6 @@ def test_options_in_the_guides_exist():
     for page, path in PAGES.items():
         for key in re.findall(r"(?<![\w./])(?:data|lora|train|eval|save)\.\w+(?=[`= ])",
                               path.read_text(encoding="utf-8")):  # fmt: skip
-            assert key in known or key.endswith((".jsonl", ".py", ".toml")), f"{page}: {key}"
+            assert key in known or key.endswith((".json", ".jsonl", ".py", ".toml")), (
+                f"{page}: {key}"
+            )

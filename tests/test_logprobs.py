@@ -3,9 +3,10 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from mlxlora.quantized import install_wide_products
 from mlxlora.train import logprobs
 from mlxlora.train.head import Head
-from mlxlora.train.logprobs import target_logprobs, target_logprobs_only
+from mlxlora.train.logprobs import block_size, target_logprobs, target_logprobs_only
 
 WORDS, WIDTH, COUNT = 1000, 24, 37
 random = np.random.default_rng(3)
@@ -39,7 +40,7 @@ def head(scale=1.0, cap=0.0) -> Head:
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, 0.0), (0.25, 0.0), (1.0, 5.0)])
 @pytest.mark.parametrize("block", [64, 192, WORDS])
 def test_logprobs_and_gradient_are_those_in_float64(monkeypatch, scale, cap, block):
-    monkeypatch.setattr(logprobs, "_block_size", lambda count, vocabulary: block)
+    monkeypatch.setattr(logprobs, "block_size", lambda head, count: block)
     wanted, wanted_gradient = in_float64(scale, cap)
     hidden, targets = mx.array(HIDDEN, mx.float32), mx.array(TARGETS)
 
@@ -70,6 +71,22 @@ def test_one_block_of_logits_exists_at_a_time():
     before = mx.get_active_memory()
     mx.eval(mx.grad(lambda h: target_logprobs(one, h, targets).sum())(hidden))
     assert mx.get_peak_memory() - before < 110e6
+
+
+def test_a_head_that_has_to_be_widened_is_so_in_parts_however_few_states_there_are():
+    words, width, count = 400_000, 512, 4  # widened, the whole weight would be 819 MB
+    layer = nn.QuantizedLinear(width, words, bias=False, bits=4)
+    model = nn.Module()
+    model.head = layer
+    install_wide_products(model)
+    hidden, targets = mx.random.normal((count, width)), mx.zeros(count, mx.int32)
+    mx.eval(model.parameters(), hidden, targets)
+    one = Head(model, "head", model.head)
+    assert block_size(one, count) < words // 2
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(mx.grad(lambda h: target_logprobs(one, h, targets).sum())(hidden))
+    assert mx.get_peak_memory() - before < 400e6
 
 
 def test_in_half_precision_it_is_as_near_as_the_arithmetic_allows():

@@ -23,7 +23,7 @@ ROWS = [(200, 100), (60, 30), (150, 150), (90, 20)]
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """As in a large case: many blocks of logits and tiles of attention."""
-    for module in ("train.logprobs", "train.attention", "train.probe"):
+    for module in ("train.logprobs", "train.attention"):
         monkeypatch.setattr(f"mlxlora.{module}.block_bytes", lambda: 1 << 20)
 
 

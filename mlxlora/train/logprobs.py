@@ -14,11 +14,13 @@ scales a stored (n, H) array. Two products with the head in all, none recomputed
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxlora.lora.layers import weight_shape
 from mlxlora.machine import block_bytes, exp
-from mlxlora.quantized import multiply, multiply_back, output_rows, taken_rows
+from mlxlora.quantized import multiply, multiply_back, output_rows, taken_rows, widens
 from mlxlora.train.head import Head
 
 BLOCK_STEP = 64  # blocks are a multiple of this many tokens of the vocabulary
+WIDE_BLOCKS = 4  # of block_bytes() that a widened part of the head's weight may take
 
 
 def target_logprobs(head: Head, hidden: mx.array, targets: mx.array) -> mx.array:
@@ -57,7 +59,7 @@ def _walk(
     total = mx.zeros((count, 1))  # of exp(logits - top)
     pulled = mx.zeros(hidden.shape)  # sum of exp(logits - top) d W
     chosen = mx.zeros((count, 1))
-    size = _block_size(count, head.size)
+    size = block_size(head, count)
     for start in range(0, head.size, size):
         part = output_rows(head.layer, start, min(head.size, start + size))
         # The next block waits for this one, so that one exists at a time; so does its weight,
@@ -98,6 +100,13 @@ def _times_slope(head: Head, values: mx.array, logits: mx.array) -> mx.array:
     return values * head.scale if head.scale != 1 else values
 
 
-def _block_size(count: int, vocabulary: int) -> int:
-    size = block_bytes() // (4 * count) // BLOCK_STEP * BLOCK_STEP
-    return min(vocabulary, max(BLOCK_STEP, size))
+def block_size(head: Head, count: int) -> int:
+    """Words of the vocabulary that are walked at once for so many hidden states.
+
+    As many as block_bytes() holds logits of; where the head's weight has to be widened, no more
+    than a few times block_bytes() hold of that, or few states would mean a wide copy of it all.
+    """
+    size = block_bytes() // (4 * max(1, count))
+    if widens(head.layer):
+        size = min(size, WIDE_BLOCKS * block_bytes() // (4 * weight_shape(head.layer)[-1]))
+    return min(head.size, max(BLOCK_STEP, size // BLOCK_STEP * BLOCK_STEP))

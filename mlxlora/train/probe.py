@@ -21,8 +21,9 @@ from mlxlora.config import TrainConfig
 from mlxlora.data.batches import Batch, Size
 from mlxlora.data.layout import Layout
 from mlxlora.data.render import Example
-from mlxlora.machine import block_bytes, on_cpu
+from mlxlora.machine import on_cpu
 from mlxlora.train.forward import Forward
+from mlxlora.train.logprobs import block_size
 from mlxlora.train.optim import make_optimizer
 from mlxlora.train.step import Stepper
 from mlxlora.train.thin import Fill, kinds_of_blocks, thin, words_of
@@ -133,8 +134,8 @@ class Prober:
         )
 
     def _few_words(self, supervised: int) -> int:
-        chunk = block_bytes() // (4 * max(1, supervised))
-        few = FEW_WORDS if self._forward.head is None else max(FEW_WORDS, CHUNKS * chunk)
+        head = self._forward.head
+        few = FEW_WORDS if head is None else max(FEW_WORDS, CHUNKS * block_size(head, supervised))
         return self._words if 2 * few > self._words else few
 
     def _affordable(self) -> int:

@@ -13,7 +13,6 @@ from mlxlora.train.events import Eval, Saved, Start, Step
 
 SMOOTHING = 0.8  # of the loss and the rate shown, per update
 RECENT = 50  # updates whose time tells how long the others will take
-BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#"
 
 
 class Course:
@@ -108,23 +107,3 @@ def columns(values: Sequence[float], count: int) -> list[float]:
         return list(values)
     edges = [round(number * len(values) / count) for number in range(count + 1)]
     return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-
-
-def sparklines(curves: Sequence[Sequence[float]], bars: str = BARS) -> list[str]:
-    """Curves of losses drawn to one scale, a logarithmic one: late gains are small but count."""
-    logs = [[math.log(v) if v > 0 else math.nan for v in curve] for curve in curves]
-    known = [value for curve in logs for value in curve if math.isfinite(value)]
-    low, high = min(known, default=0.0), max(known, default=0.0)
-    return [sparkline(curve, low, high, bars) for curve in logs]
-
-
-def sparkline(values: Sequence[float], low: float, high: float, bars: str = BARS) -> str:
-    """A character a value, its height between low and high; a space for what is no number."""
-    top = len(bars) - 1
-    span = high - low
-    return "".join(
-        bars[min(top, max(0, round((value - low) / span * top) if span > 0 else 0))]
-        if math.isfinite(value)
-        else " "
-        for value in values
-    )

@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxlora.console import Screen, clock, size
-from mlxlora.course import ASCII_BARS, BARS, Course, sparklines
+from mlxlora.course import Course
 from mlxlora.errors import printable
+from mlxlora.sparkline import ASCII_BARS, BARS, sparklines
 from mlxlora.train.events import Done, Eval, Event, Resumed, Sample, Saved, Skipped, Start, Step
 
 PLAIN_SECONDS = 10.0  # between step lines when the output is not a terminal

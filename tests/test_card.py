@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 
 from mlxlora.config import LoraConfig
 from mlxlora.lora.adapter import Adapter
-from mlxlora.lora.card import card, facts, sparkline
+from mlxlora.lora.card import card, facts
 from mlxlora.lora.fresh import collect, new_layers
 
 TOLD = {
@@ -83,9 +83,3 @@ def test_facts_name_the_method_it_was_trained_by(dense):
     told = dict(facts(adapter_of(dense)))
     assert told["method"] == "rslora" and told["update"] == "30 of 40"
     assert len(told["curve"]) == 30
-
-
-def test_a_sparkline_falls_as_its_values_do():
-    assert sparkline([4.0, 3.0, 1.0, None, 0.5]) == "█▆▂ ▁"
-    assert sparkline([1.0, 1.0]) == "▁▁"
-    assert sparkline([None]) == ""

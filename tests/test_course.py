@@ -2,7 +2,7 @@
 
 import math
 
-from mlxlora.course import BARS, Course, columns, sparkline, sparklines
+from mlxlora.course import Course, columns
 from mlxlora.train.events import Eval, Saved, Start, Step
 
 START = Start(
@@ -46,19 +46,6 @@ def test_columns_are_means_of_their_shares_and_keep_the_order():
     assert columns([1, 3, 5, 7], 2) == [2, 6]
     many = columns(list(range(1000)), 7)
     assert len(many) == 7 and many == sorted(many)
-
-
-def test_a_sparkline_spans_its_range_and_leaves_gaps():
-    assert sparkline([0, 7, math.nan, 3.5], 0, 7) == f"{BARS[0]}{BARS[7]} {BARS[4]}"
-    assert sparkline([2, 2], 2, 2) == BARS[0] * 2
-    assert sparkline([-5, 50], 0, 7) == BARS[0] + BARS[7]
-
-
-def test_curves_share_one_logarithmic_scale():
-    fall, level = sparklines([[8.0, 4.0, 2.0, 1.0], [8.0, math.nan, 1.0, 0.0]])
-    assert fall == BARS[7] + BARS[5] + BARS[2] + BARS[0]
-    assert level == f"{BARS[7]} {BARS[0]} "
-    assert sparklines([[], []]) == ["", ""]
 
 
 def test_the_validation_curve_stands_under_the_training_that_led_to_it():

@@ -7,16 +7,15 @@ put where it can be nothing but text.
 """
 
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from mlxlora.hub_files import HUB_ID
 from mlxlora.lora.markdown import code, joined, plain, section, table
+from mlxlora.sparkline import sparkline
 
 ROWS = 12  # of the curve's table, at most
-BARS = "▁▂▃▄▅▆▇█"
 
 
 class Described(Protocol):
@@ -97,19 +96,6 @@ def training(adapter: Described) -> str:
         section("Result", _result(told)),
         section("How", table(["option", "value"], _options(adapter))),
     ).rstrip()
-
-
-def sparkline(values: Sequence[float | None]) -> str:
-    """The values as a line of bars."""
-    real = [v for v in values if v is not None and math.isfinite(v)]
-    if not real:
-        return ""
-    low, spread = min(real), max(real) - min(real) or 1.0
-    top = len(BARS) - 1
-    return "".join(
-        BARS[round(top * (v - low) / spread)] if v is not None and math.isfinite(v) else " "
-        for v in values
-    )
 
 
 def front_matter(adapter: Described, relation: str, library: str, *tags: str) -> str:

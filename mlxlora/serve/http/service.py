@@ -1,14 +1,13 @@
 """What requests are answered with: the engine, the names of its models, and who reads requests."""
 
-import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mlxlora.serve.engine import Engine
+from mlxlora.serve.http.reader import Reader
 from mlxlora.serve.wire import prompts
 from mlxlora.serve.wire.abilities import capabilities
 from mlxlora.serve.wire.refusals import WireError
@@ -36,12 +35,11 @@ class Service:
         self.spelling = Spelling(tokenizer)
         self.capabilities = capabilities(tokenizer)
         self.fingerprint = f"mlxlora-{self.engine.base.identity.fingerprint[:12]}"
-        # One thread for templates and tokenizers, which are not made to be used by several.
-        self._reader = ThreadPoolExecutor(1, "reader")
+        self._read = Reader()
 
     async def read(self, what: Callable[[], T]) -> T:
         """Have what may take its time done beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, what)
+        return await self._read(what)
 
     def adapter(self, model: str) -> str | None:
         """The adapter that a request means. Raises WireError (404)."""

@@ -13,11 +13,14 @@ from mlxlora.train.events import Step
 NOT_COMPARED = {"out"}  # options that differ between any two runs
 DIGITS = 12  # of hashes, shown
 NO_ROWS = "no validation rows"
+# What a row's loss depends on besides the weights: how it becomes tokens, which of them count.
+OF_THE_LOSS = ("mask", "max_length", "columns")
+OF_THE_TOKENS = ("tokenizer", "template")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose losses can be compared: validated on the same rows; best first."""
+    """Runs whose losses can be compared: validated on the same rows and tokens; best first."""
 
     title: str
     runs: tuple[Run, ...]
@@ -32,16 +35,40 @@ class Difference:
 
 
 def ranked(runs: Sequence[Run]) -> list[Group]:
-    """Runs by the rows they were validated on, the largest group first, those without rows last."""
+    """Runs by what they were validated on, the largest group first, those without rows last."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        valid = run.origin.data.get("valid") or {}
-        groups.setdefault(str(valid.get("digest", "")), []).append(run)
+        groups.setdefault(_validated_on(run), []).append(run)
     ordered = sorted(groups.items(), key=lambda item: (item[0] == "", -len(item[1])))
+    titles = [_rows_of(members[0]) if key else NO_ROWS for key, members in ordered]
     return [
-        Group(_rows_of(members[0]) if digest else NO_ROWS, tuple(sorted(members, key=_standing)))
-        for digest, members in ordered
+        Group(
+            title + (_how(members[0]) if titles.count(title) > 1 else ""),
+            tuple(sorted(members, key=_standing)),
+        )
+        for title, (_, members) in zip(titles, ordered, strict=True)
     ]
+
+
+def _validated_on(run: Run) -> str:
+    """The same for runs whose validation losses are means over the same tokens; "": no rows."""
+    valid, train = run.origin.data.get("valid"), run.origin.data.get("train")
+    if not valid:
+        return ""
+    known = [valid.get("digest"), *(run.origin.base.get(key) for key in OF_THE_TOKENS)]
+    known += [getattr(run.config.data, key) for key in OF_THE_LOSS]
+    if train and train.get("path") == valid.get("path"):  # one file: a digest of all of it
+        known += [run.config.data.valid_fraction, run.config.train.seed]
+    return json.dumps(known, sort_keys=True)
+
+
+def _how(run: Run) -> str:
+    """What else the loss of those rows depends on, in words."""
+    data, base = run.config.data, run.origin.base
+    words = [f"mask {data.mask}", f"cut at {data.max_length:,} tokens"]
+    words += [f"split by seed {run.config.train.seed} and {data.valid_fraction:g}"]
+    words += [f"{key} {_short(base.get(key, '?'))[:DIGITS]}" for key in OF_THE_TOKENS]
+    return f" ({', '.join(words)})"
 
 
 def _standing(run: Run) -> tuple[float, str]:

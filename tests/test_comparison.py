@@ -1,6 +1,7 @@
 """Runs beside each other, and the commands that show them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,47 @@ def test_runs_are_ranked_by_loss_within_the_same_rows(four):
     groups = ranked(four)
     assert [[run.name for run in group.runs] for group in groups] == [["b", "a"], ["c"], ["d"]]
     assert groups[-1].title == NO_ROWS and "validated on" in groups[0].title
+
+
+def _otherwise(run, **changed):
+    """The run with other options of its data, or another seed."""
+    config = run.config
+    seed = changed.pop("seed", config.train.seed)
+    return replace(
+        run,
+        config=replace(
+            config,
+            data=replace(config.data, **changed),
+            train=replace(config.train, seed=seed),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"seed": 1}, {"valid_fraction": 0.3}, {"mask": "all"}, {"max_length": 9}],
+)
+def test_losses_of_other_splits_or_tokens_are_not_ranked_together(four, changed):
+    groups = ranked([four[0], _otherwise(four[1], **changed)])
+    assert [len(group.runs) for group in groups] == [1, 1]
+    assert groups[0].title != groups[1].title
+
+
+def test_losses_of_another_tokenizer_or_template_are_not_ranked_together(four):
+    for key in ("tokenizer", "template"):
+        base = {**four[1].origin.base, key: "0" * 64}
+        other = replace(four[1], origin=replace(four[1].origin, base=base))
+        assert len(ranked([four[0], other])) == 2
+    base = {**four[1].origin.base, "fingerprint": "0" * 64}  # another base of the same family
+    other = replace(four[1], origin=replace(four[1].origin, base=base))
+    assert len(ranked([four[0], other])) == 1
+
+
+def test_with_a_file_of_their_own_the_seed_splits_nothing(four):
+    run = four[0]
+    data = {**run.origin.data, "train": {**run.origin.data["train"], "path": "train.jsonl"}}
+    apart = replace(run, origin=replace(run.origin, data=data))
+    assert len(ranked([apart, _otherwise(apart, seed=1)])) == 1
 
 
 def test_differences_are_those_of_options_and_results_alone(four):

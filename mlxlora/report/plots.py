@@ -7,6 +7,7 @@ variable in the place of a colour, so one drawing serves all three.
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,13 @@ def plot(lines: Sequence[Line], what: str, name: str, width: float = SIZE[0]) ->
     from matplotlib.figure import Figure
 
     options: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
-    with rc_context({**options, "font.size": 9, "axes.linewidth": 0.6}):
+    options["text.parse_math"] = False  # a run may be called anything
+    with (
+        warnings.catch_warnings(),
+        rc_context({**options, "font.size": 9, "axes.linewidth": 0.6}),
+    ):
+        # Of letters that matplotlib's own font lacks; the reader's browser has others.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width, SIZE[1]), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
@@ -52,7 +59,7 @@ def plot(lines: Sequence[Line], what: str, name: str, width: float = SIZE[0]) ->
         _dress(axes, lines, what)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(text.getvalue(), what)
+    return _inline(text.getvalue(), what, name)
 
 
 def _draw(axes: Any, line: Line) -> None:
@@ -65,7 +72,8 @@ def _draw(axes: Any, line: Line) -> None:
         "best": {"linestyle": "", "marker": "o", "markersize": 8, "markerfacecolor": "none"},
     }
     colour = CURVES[line.colour % len(CURVES)]
-    axes.plot(x, y, color=colour, label=line.label or "_", **looks[line.style])
+    label = f" {line.label}" if line.label.startswith("_") else line.label  # else it is left out
+    axes.plot(x, y, color=colour, label=label or "_", **looks[line.style])
 
 
 def _thinned(line: Line) -> tuple[list[float], list[float]]:
@@ -92,10 +100,12 @@ def _dress(axes: Any, lines: Sequence[Line], what: str) -> None:
         axes.legend(frameon=False, labelcolor=INK, fontsize=9)
 
 
-def _inline(svg: str, what: str) -> str:
-    """The svg element alone, as wide as the page, in the page's colours."""
+def _inline(svg: str, what: str, name: str) -> str:
+    """The svg element alone, as wide as the page, in the page's colours, its ids its own."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    own = re.sub(r"\W+", "-", name.lower())
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}-", svg)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{what}" ', 1)
     return re.sub("|".join(_COLOURS), lambda found: _COLOURS[found.group()], svg)

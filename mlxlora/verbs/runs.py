@@ -16,8 +16,8 @@ def runs(
     places: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[DIR]... | diff A B ...",
-            help="directories with runs in them, by default runs; or diff and the runs to compare",
+            metavar="DIR",
+            help="directories with runs in them, by default runs; or: diff and two runs or more",
             show_default=False,
         ),
     ] = None,

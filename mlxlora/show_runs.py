@@ -19,7 +19,7 @@ def show_ranked(screen: Screen, groups: Sequence[Group]) -> None:
         return
     wide = screen.console.width >= WIDE
     columns = ["run", "state", *["base", "method"] * wide, "rank", "rate", "updates"]
-    columns += [*["before"] * wide, "loss", *["time"] * wide]
+    columns += ["before", "loss", *["time"] * wide]
     for number, group in enumerate(groups):
         if len(groups) > 1:
             if number:
@@ -36,15 +36,14 @@ def _row(run: Run, wide: bool) -> list[str]:
     rate = f"{run.start.learning_rate:.2g}" if run.start is not None else ""
     before = f"{run.before:.4f}" if run.before is not None else ""
     loss = f"{run.best.loss:.4f}" if run.best is not None else ""
-    state = run.state if run.state == "finished" else f"{run.state}"
     base = [Path(run.origin.base.get("name", "")).name, run.config.lora.method] * wide
     figures = [str(run.config.lora.rank), rate, f"{run.updates:,}"]
     return [
         _near(run.path),
-        state,
+        run.state,
         *base,
         *figures,
-        *[before] * wide,
+        before,
         loss,
         *[clock(seconds(run))] * wide,
     ]

@@ -60,11 +60,16 @@ def _computed(model: nn.Module, loss) -> Found:
     return value.item(), dict(tree_flatten(gradients))
 
 
+# Of the largest gradient. Rounding alone, which differs from one BLAS kernel to the next, has
+# made 1.8e-4 of it; a token masked or counted wrongly makes a hundred times as much.
+ROUNDING = 5e-4
+
+
 def agree(ours: Found, reference: Found) -> None:
     assert ours[0] == pytest.approx(reference[0], rel=2e-5)
     assert ours[1].keys() == reference[1].keys()
     for name, wanted in reference[1].items():
         largest = mx.abs(wanted).max().item()
         np.testing.assert_allclose(
-            ours[1][name], wanted, atol=1e-4 * max(largest, 1e-3), err_msg=name
+            ours[1][name], wanted, atol=ROUNDING * max(largest, 1e-3), err_msg=name
         )

@@ -47,6 +47,7 @@ def training(ours: list[Trained], theirs: list[Trained]) -> Training:
     return Training(TRAIN, "rows", {MLX_LM: tuple(theirs), OURS: tuple(ours)})
 
 
+@pytest.mark.slow
 def test_a_comparison_in_fresh_processes_ends_in_one_json_object():
     words = ["bench", "--shape", "tiny", "--rounds", "1", "--batch", "2", "--updates", "2"]
     result = CliRunner().invoke(app, [*words, "--json"])

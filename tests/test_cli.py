@@ -34,6 +34,7 @@ def test_help_imports_no_mlx():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_the_whole_way_from_rows_to_a_fused_model(dense_path, rows, tmp_path):
     base, run = tmp_path / "base", tmp_path / "run"
     adapter = run / "adapter"

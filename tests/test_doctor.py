@@ -95,6 +95,7 @@ def run(cache: Path, *arguments: str, **environment: str) -> tuple[int, str, dic
     return done.returncode, done.stderr, checks
 
 
+@pytest.mark.slow
 def test_no_network_and_no_openblas_are_warnings(tmp_path):
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "blob").write_bytes(b"x" * 1000)
@@ -115,6 +116,7 @@ def test_no_network_and_no_openblas_are_warnings(tmp_path):
     assert {"python", "mlx", "mlx-lm", "memory", "disk", "hub disk", "hub cache"} <= set(checks)
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_not_waited_for(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"

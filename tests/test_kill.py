@@ -239,6 +239,7 @@ def test_a_directory_that_cannot_be_written_is_one_message(dense_path, whole, tm
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="drops a capability of Linux")
+@pytest.mark.slow
 def test_a_run_whose_directory_is_closed_later_can_go_on(dense_path, whole, tmp_path):
     rows, undisturbed = whole
     out = tmp_path / "run"

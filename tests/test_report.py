@@ -306,6 +306,19 @@ def test_several_runs_make_one_page_without_options_of_one(run_path, tmp_path):
         write_report(tmp_path / "many", evaluations=[tmp_path / "x.json"])
 
 
+def test_a_damaged_run_among_several_is_left_out_and_said(run_path, tmp_path):
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+        for file in ("run.toml", "start.json", "log.jsonl"):
+            (tmp_path / name / file).write_bytes((run_path / file).read_bytes())
+    (tmp_path / "bad" / "start.json").write_text("{}")
+    written = write_report(tmp_path)
+    assert "1 runs; left out" in written.what and "bad" in written.what
+    (tmp_path / "good" / "start.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="left out"):
+        write_report(tmp_path)
+
+
 def test_a_directory_without_runs_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no run"):
         write_report(tmp_path)

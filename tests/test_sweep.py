@@ -231,6 +231,7 @@ def test_the_leaderboard_fits_the_terminal(done, width):
     assert len(last) == 6 and news[-1].board.best.name in last[0]
 
 
+@pytest.mark.slow
 def test_ctrl_c_tells_the_command_and_the_same_one_goes_on(dense_path, data, tmp_path):
     words = ["sweep", "--grid", "lora.rank=2,4", "--model", str(dense_path), "--data", str(data)]
     words += ["--updates", "40", "--out", str(tmp_path / "s")]

@@ -11,7 +11,7 @@ from mlxlora.files import atomic_file
 from mlxlora.lora.provenance import mistold
 from mlxlora.readers import read_json
 from mlxlora.report.page import check_target, comparison_page, page
-from mlxlora.runs import find_runs, load_run
+from mlxlora.runs import Run, find_runs, load_run
 
 PAGE, SWEEP = "report.html", "sweep.json"
 _SWEEP: dict[str, Any] = {
@@ -48,12 +48,25 @@ def write_report(
     elif evaluations or fused is not None:
         raise ConfigError("--eval and --fused are of one run; name that run's directory")
     else:
-        runs = [load_run(each) for each in found]
+        runs, left_out = _read(found)
         html = comparison_page(runs, directory.resolve().name, *_sweep(directory))
-        what = f"{len(runs)} runs"
+        what = "; ".join([f"{len(runs)} runs", *left_out])
     with atomic_file(path) as file:
         file.write(html.encode("utf-8"))
     return Written(path, what, [str(each) for each in found])
+
+
+def _read(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """The runs, and what is to be said of those that cannot be read. One at least can be."""
+    runs, faults = [], []
+    for path in paths:
+        try:
+            runs.append(load_run(path))
+        except (CheckpointError, ConfigError) as error:
+            faults.append(f"left out {path}: {error}")
+    if not runs:
+        raise CheckpointError("\n".join(faults))
+    return runs, faults
 
 
 def _sweep(directory: Path) -> tuple[list[tuple[str, str]], dict[str, str]]:

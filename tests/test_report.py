@@ -313,7 +313,7 @@ def test_a_damaged_run_among_several_is_left_out_and_said(run_path, tmp_path):
             (tmp_path / name / file).write_bytes((run_path / file).read_bytes())
     (tmp_path / "bad" / "start.json").write_text("{}")
     written = write_report(tmp_path)
-    assert "1 runs; left out" in written.what and "bad" in written.what
+    assert "one run; left out" in written.what and "bad" in written.what
     (tmp_path / "good" / "start.json").write_text("{}")
     with pytest.raises(CheckpointError, match="left out"):
         write_report(tmp_path)

@@ -50,7 +50,7 @@ def write_report(
     else:
         runs, left_out = _read(found)
         html = comparison_page(runs, directory.resolve().name, *_sweep(directory))
-        what = "; ".join([f"{len(runs)} runs", *left_out])
+        what = "; ".join([f"{len(runs)} runs" if len(runs) > 1 else "one run", *left_out])
     with atomic_file(path) as file:
         file.write(html.encode("utf-8"))
     return Written(path, what, [str(each) for each in found])

@@ -295,7 +295,10 @@ def test_several_runs_make_one_page_without_options_of_one(run_path, tmp_path):
     sweep = {
         "recipe": "r.toml",
         "grid": {"lora.rank": [4, 8]},
-        "variants": [{"name": "a", "run": "a", "state": "dropped", "updates": 6, "loss": None}],
+        "config": {},
+        "keep": 0.5,
+        "rungs": [0.5],
+        "variants": [{"name": "a", "run": "a", "overrides": [], "state": "dropped"}],
     }
     (tmp_path / "many" / "sweep.json").write_text(json.dumps(sweep))
     written = write_report(tmp_path / "many")

@@ -9,6 +9,8 @@ from typing import Any
 
 from mlxlora.config import RunConfig
 from mlxlora.console import clock, size
+from mlxlora.errors import CheckpointError
+from mlxlora.readers import read_json
 from mlxlora.runs import Run
 from mlxlora.schema import by_key
 from mlxlora.train.events import Resumed, Sample, Skipped, Step
@@ -154,9 +156,6 @@ def _weights(path: Path) -> Iterator[tuple[str, str]]:
 
 def told_in(path: Path) -> Mapping[str, Any]:
     """The JSON object of a file that may be gone, or be none."""
-    from mlxlora.errors import CheckpointError
-    from mlxlora.readers import read_json
-
     try:
         return read_json(path, CheckpointError)
     except CheckpointError:

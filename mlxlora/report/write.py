@@ -4,21 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlxlora.errors import CheckpointError, ConfigError
 from mlxlora.files import atomic_file
-from mlxlora.lora.provenance import mistold
-from mlxlora.readers import read_json
 from mlxlora.report.page import check_target, comparison_page, page
 from mlxlora.runs import Run, find_runs, load_run
+from mlxlora.sweep.board import SWEEP
+from mlxlora.sweep.board import read as read_board
 
-PAGE, SWEEP = "report.html", "sweep.json"
-_SWEEP: dict[str, Any] = {
-    "recipe": str,
-    "grid": {"*": None},
-    "variants": [{"name": str, "run": str, "state": str, "updates": int, "loss": float}],
-}
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -51,9 +45,21 @@ def write_report(
         runs, left_out = _read(found)
         html = comparison_page(runs, directory.resolve().name, *_sweep(directory))
         what = "; ".join([f"{len(runs)} runs" if len(runs) > 1 else "one run", *left_out])
+    _write(path, html)
+    return Written(path, what, [str(each) for each in found])
+
+
+def write_comparison(runs: Sequence[Run], path: Path, name: str = "Runs") -> None:
+    """Write the page of these runs side by side. Raises CheckpointError if there are none."""
+    if not runs:
+        raise CheckpointError("there are no runs whose curves could be drawn")
+    check_target(path)
+    _write(path, comparison_page(runs, name))
+
+
+def _write(path: Path, html: str) -> None:
     with atomic_file(path) as file:
         file.write(html.encode("utf-8"))
-    return Written(path, what, [str(each) for each in found])
 
 
 def _read(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -71,18 +77,14 @@ def _read(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 def _sweep(directory: Path) -> tuple[list[tuple[str, str]], dict[str, str]]:
     """What a sweep says of itself, and of each variant by its run's name; nothing if it is none."""
-    path = directory / SWEEP
-    if not path.is_file():
+    if not (directory / SWEEP).is_file():
         return [], {}
-    told = read_json(path, CheckpointError)
-    if fault := mistold(told, _SWEEP):
-        raise CheckpointError(f"{path} is damaged: {fault}")
-    variants = told.get("variants") or []
-    states = {str(one.get("run")): str(one.get("state")) for one in variants}
-    facts = [("recipe", str(told.get("recipe")))]
+    board = read_board(directory)
+    states = {one.run: str(one.state) for one in board.variants}
+    facts = [("recipe", board.recipe)]
     facts += [
         (f"{key} tried", ", ".join(str(value) for value in values))
-        for key, values in (told.get("grid") or {}).items()
+        for key, values in board.grid.items()
     ]
     counts = ", ".join(f"{n} {state}" for state, n in Counter(states.values()).items())
-    return [*facts, ("variants", f"{len(variants)}: {counts}")], states
+    return [*facts, ("variants", f"{len(states)}: {counts}")], states

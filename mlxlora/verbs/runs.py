@@ -79,13 +79,7 @@ def _diff(paths: list[Path], plot: Path | None, as_json: bool) -> None:
 
 
 def _plot(screen: Any, found: list[Any], path: Path) -> None:
-    from mlxlora.files import atomic_file
-    from mlxlora.report.page import check_target, comparison_page
+    from mlxlora.report.write import write_comparison
 
-    if not found:
-        raise CheckpointError("there are no runs whose curves could be drawn")
-    check_target(path)
-    html = comparison_page(found, "Runs")
-    with atomic_file(path) as file:
-        file.write(html.encode("utf-8"))
+    write_comparison(found, path)
     screen.say(f"\ncurves: {path}")

@@ -1,3 +1,4 @@
+import memory
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -115,10 +116,7 @@ def test_scores_of_one_tile_exist_at_a_time():
     mx.eval(arrays, cotangent)
 
     def peak(function):
-        mx.reset_peak_memory()
-        before = mx.get_active_memory()
-        mx.eval(gradients(function, arrays, cotangent)[1:])
-        return mx.get_peak_memory() - before
+        return memory.peak(lambda: mx.eval(gradients(function, arrays, cotangent)[1:]))
 
     whole = peak(
         lambda q, k, v: mx.fast.scaled_dot_product_attention(q, k, v, scale=SCALE, mask="causal")

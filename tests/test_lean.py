@@ -3,6 +3,7 @@
 import json
 import random
 
+import memory
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -32,14 +33,8 @@ def rows(lengths: list[int]) -> list[Example]:
 
 
 def peak(step) -> int:
-    """Bytes that a step holds at most beyond what is there before it."""
     step()  # what is made once, is made
-    mx.synchronize()
-    mx.reset_peak_memory()
-    before = mx.get_active_memory()
-    step()
-    mx.synchronize()
-    return mx.get_peak_memory() - before
+    return memory.peak(step)
 
 
 @pytest.mark.parametrize(

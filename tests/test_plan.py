@@ -1,6 +1,8 @@
-import mlx.core as mx
+from functools import partial
+
 import pytest
 from conftest import randomized
+from memory import peak
 from test_batches import example
 from test_recompute import gradients
 from zoo import model_of
@@ -17,10 +19,7 @@ SIZES = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "
 def measured(model, tokens: int, checkpoint: bool) -> int:
     batch = pack([example(65, start=60)] * (tokens // 64))
     gradients(model, batch, checkpoint)
-    mx.reset_peak_memory()
-    before = mx.get_active_memory()
-    gradients(model, batch, checkpoint)
-    return mx.get_peak_memory() - before
+    return peak(partial(gradients, model, batch, checkpoint))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "cohere"])

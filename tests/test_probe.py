@@ -1,8 +1,8 @@
 """Predictions beside MLX's own record of the same step."""
 
-import mlx.core as mx
 import pytest
 from conftest import randomized
+from memory import peak
 from zoo import model_of
 
 from mlxlora.base import training_mode
@@ -31,12 +31,7 @@ def measured(model, forward, batches) -> int:
     with training_mode(model):
         stepper = Stepper(model, make_optimizer(TrainConfig()), 1.0, forward)
         stepper.step(tuple(batches), 0, 1, 0.0)
-        mx.synchronize()
-        mx.reset_peak_memory()
-        before = mx.get_active_memory()
-        stepper.step(tuple(batches), 0, 2, 0.0)
-        mx.synchronize()
-    return mx.get_peak_memory() - before
+        return peak(lambda: stepper.step(tuple(batches), 0, 2, 0.0))
 
 
 def ready(family: str, **changes):

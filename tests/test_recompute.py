@@ -1,6 +1,9 @@
+from functools import partial
+
 import mlx.core as mx
 import pytest
 from conftest import randomized
+from memory import peak
 from mlx.utils import tree_flatten
 from test_forward import EXAMPLES
 from zoo import FAMILIES, model_of
@@ -104,10 +107,7 @@ def test_memory_falls_and_attention_stays_lean_in_the_second_pass(monkeypatch):
     for checkpoint in (False, True):
         gradients(model, batch, checkpoint)
         calls.clear()
-        mx.reset_peak_memory()
-        before = mx.get_active_memory()
-        gradients(model, batch, checkpoint)
-        peaks.append(mx.get_peak_memory() - before)
+        peaks.append(peak(partial(gradients, model, batch, checkpoint)))
     assert peaks[1] < 0.5 * peaks[0]
     # In the look at the model (three forward passes), forward, and again backward.
     assert len(calls) >= (3 + 2) * len(model.layers)
@@ -121,8 +121,5 @@ def test_blocks_below_the_lowest_adapter_are_not_stored():
         assert len(trained_blocks(model)) == (blocks or 8)
         batch = pack(EXAMPLES * 12)
         gradients(model, batch, False)
-        mx.reset_peak_memory()
-        before = mx.get_active_memory()
-        gradients(model, batch, False)
-        peaks.append(mx.get_peak_memory() - before)
+        peaks.append(peak(partial(gradients, model, batch, False)))
     assert peaks[1] < 0.4 * peaks[0]

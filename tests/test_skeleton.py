@@ -1,9 +1,9 @@
 import json
 
-import mlx.core as mx
 import pytest
 from conftest import DENSE, write_model
 from hub_server import serving
+from memory import held
 from mlx.utils import tree_flatten
 from test_hub import NAME, mlxlora
 
@@ -32,11 +32,10 @@ def test_a_skeleton_is_the_base_without_its_weights(path):
 
 def test_no_weight_is_read(tmp_path):
     path = write_model(tmp_path / "wide", {**DENSE, "vocab_size": 40_000})
-    mx.synchronize()
-    before = mx.get_active_memory()
+    before = held()
     skeleton = open_skeleton(path)
     assert skeleton.bytes > 10_000_000
-    assert mx.get_active_memory() - before < 1_000_000
+    assert held() - before < 1_000_000
 
 
 def test_a_stand_in_has_the_header_and_takes_no_room(dense_path, tmp_path):

@@ -1,6 +1,7 @@
 import mlx.core as mx
 import pytest
 from conftest import randomized, worst
+from memory import held
 
 from mlxlora.base import load, open_base
 from mlxlora.config import LoraConfig
@@ -55,8 +56,7 @@ def test_places_are_chosen_once(dense_path):
 def test_blocks_let_go_of_their_weights(dense_path):
     total = sum(a.nbytes for a in mx.load(str(dense_path / "model.safetensors")).values())
     block = total // 3
-    mx.clear_cache()
-    held = mx.get_active_memory()
+    before = held()
     models = []
 
     def opened():
@@ -64,7 +64,7 @@ def test_blocks_let_go_of_their_weights(dense_path):
         return models[-1]
 
     logits_at(opened, INPUTS, PLACES)
-    assert mx.get_active_memory() - held < block
+    assert held() - before < block
     assert all(
         a.size == 1
         for _, a in models[0].layers[0].named_modules()

@@ -88,7 +88,7 @@ def test_an_answer_cut_off_joins_the_history(engine):
     pieces.close()
     assert chat.history[-1] == {"role": "assistant", "content": heard}
     assert said(chat, "go on") is not None
-    assert engine.counters.cancelled == 1
+    assert engine.vitals.counters.cancelled == 1
 
 
 def test_what_is_too_long_to_answer_does_not_join_the_history(engine):

@@ -242,5 +242,5 @@ def test_who_goes_away_is_not_answered_any_further(service, engine, stream):
     }
     asyncio.run(app(scope, receive, answer))
     ask(engine, [1, 2, 3]).wait()
-    assert engine.counters.cancelled == 1
+    assert engine.vitals.counters.cancelled == 1
     assert engine.health()["running"] == 0

@@ -376,7 +376,7 @@ def test_who_comes_too_early_comes_again_when_told(client, server, monkeypatch):
 
 
 def test_a_stream_that_is_closed_frees_its_row(client, server):
-    gone = server.engine.counters.cancelled
+    gone = server.engine.vitals.counters.cancelled
     stream = client.completions.create(
         model=BASE, prompt="hi", max_tokens=LONG, logit_bias=ON, stream=True
     )
@@ -384,16 +384,16 @@ def test_a_stream_that_is_closed_frees_its_row(client, server):
     assert server.engine.health()["running"] == 1
     stream.close()
     server.quiet()
-    assert server.engine.counters.cancelled == gone + 1
+    assert server.engine.vitals.counters.cancelled == gone + 1
 
 
 def test_a_client_that_waits_no_longer_frees_its_row(client, server):
-    gone = server.engine.counters.cancelled
+    gone = server.engine.vitals.counters.cancelled
     impatient = client.with_options(timeout=0.3, max_retries=0)
     with pytest.raises(openai.APITimeoutError):
         impatient.completions.create(model=BASE, prompt="hi", max_tokens=LONG, logit_bias=ON, n=8)
     server.quiet()
-    assert server.engine.counters.cancelled == gone + 8
+    assert server.engine.vitals.counters.cancelled == gone + 8
 
 
 # The README

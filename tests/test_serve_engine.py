@@ -218,8 +218,8 @@ def test_too_many_are_refused_and_say_when_to_come_again(dense):
         ticket.cancel()
         held.wait()
         assert ask(engine, PROMPTS[2]).wait().reason == "length"
-    assert engine.counters.refused == 1
-    assert engine.counters.cancelled == 2
+    assert engine.vitals.counters.refused == 1
+    assert engine.vitals.counters.cancelled == 2
 
 
 def test_a_prompt_must_have_tokens_and_fit(dense):
@@ -363,9 +363,11 @@ def test_the_pieces_together_are_the_tokens_decoded(dense):
         assert told.text == dense.tokenizer.decode(told.tokens)
 
 
-def test_a_fault_is_told_for_a_while_and_not_for_ever(dense, monkeypatch):
+def test_a_fault_is_its_state_until_it_has_worked_again(dense):
     with Engine(dense) as engine:
-        engine._faulty_since = engine_module.time.monotonic()
+        engine.vitals.fault(RuntimeError("out of luck"))
         assert engine.health()["status"] == "faulty"
-        monkeypatch.setattr(engine_module, "FAULT_SECONDS", 0.0)
+        ask(engine, PROMPTS[0], max_tokens=2)
+        ask(engine, PROMPTS[0], max_tokens=2)  # begun after the state was seen to be well again
         assert engine.health()["status"] == "ok"
+        assert engine.health()["last_fault"] == "RuntimeError: out of luck"

@@ -91,7 +91,7 @@ def fuzz(server, requests, **options):
         send(server, batch, counts)
 
     run()
-    failed = server.engine.counters
+    failed = server.engine.vitals.counters
     assert failed.restarts == 0 and failed.failed == 0
     return counts
 

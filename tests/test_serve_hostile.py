@@ -150,7 +150,7 @@ def test_every_stop_that_occurs_in_the_text_ends_it(server):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_nothing_more_is_generated_for_who_went_away(server, stream):
-    tokens, gone = server.engine.counters.tokens, server.engine.counters.cancelled
+    tokens, gone = server.engine.vitals.counters.tokens, server.engine.vitals.counters.cancelled
     sent = json.dumps(text(max_tokens=1900, logit_bias=ON, stream=stream)).encode()
 
     async def go():
@@ -162,8 +162,8 @@ def test_nothing_more_is_generated_for_who_went_away(server, stream):
 
     asyncio.run(go())
     assert server.quiet()["status"] == "ok"
-    assert server.engine.counters.cancelled == gone + 1
-    assert server.engine.counters.tokens < tokens + 1900
+    assert server.engine.vitals.counters.cancelled == gone + 1
+    assert server.engine.vitals.counters.tokens < tokens + 1900
 
 
 def test_what_is_far_too_long_is_refused_before_it_is_read(server, monkeypatch):

@@ -33,8 +33,8 @@ from mlxlora.serve.batch.rows import Row, Rows, Tagged
 from mlxlora.serve.batch.together import together
 from mlxlora.serve.grammar import Grammars
 from mlxlora.serve.orders import Busy, Order, Sink
+from mlxlora.serve.vitals import Vitals
 
-FAULT_SECONDS = 30.0  # that a fault is told as the state, unless an answer has come since
 IDLE_SECONDS = 3600.0  # to wait for work; the thread wakes for whatever comes
 
 
@@ -48,20 +48,6 @@ class Options:
     prefixes: int | None = None  # bytes of prompts that are kept for the next one
     context: int | None = None  # tokens of prompt and answer together
     prefill: int | None = None  # tokens of a prompt between two tokens of the others
-
-
-@dataclass
-class Counters:
-    """Since the start; none ever decreases."""
-
-    answers: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    refused: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    tokens: int = 0
-    restarts: int = 0
 
 
 class Ticket:
@@ -89,9 +75,8 @@ class Engine:
         """Raises AdapterError for an adapter that does not fit, unless only its base differs and
         force is True; ModelError for a model whose caches cannot be batched."""
         self.base, self.options = base, options or Options()
-        self.counters = Counters()
+        self.vitals = Vitals()
         self.grammars = Grammars(base.tokenizer)
-        self.last_fault = ""
         self._rows = Rows()
         self._adapters = Adapters(base, self._rows, max(self.options.slots, len(adapters or ())))
         self._tagged = Tagged(base.model, self._rows)
@@ -102,8 +87,6 @@ class Engine:
         self._taken = 0  # waiting and running
         self._lock = threading.Lock()
         self._stopping = False
-        self._faulty_since = -FAULT_SECONDS  # on the monotonic clock
-        self._seconds = 1.0  # that an answer takes, smoothed
         self._began: dict[Answer, float] = {}
         self.room = room_for(base, self.options.prefixes, self.options.context)
         self.together = together(base, self.options.rows)
@@ -176,11 +159,10 @@ class Engine:
     def _check_room(self, count: int) -> None:
         self._check_lives()
         if self._taken + count > self.together.rows + self.options.waiting:
-            self.counters.refused += 1
-            seconds = self._seconds * self._taken / self.together.rows
+            self.vitals.counters.refused += 1
             raise Busy(
                 f"{self._taken} requests are being answered or wait already",
-                min(60, max(1, round(seconds))),
+                self.vitals.wait(self._taken / self.together.rows),
             )
 
     def load(self, name: str, adapter: Adapter, *, force: bool = False) -> None:
@@ -197,16 +179,15 @@ class Engine:
 
     def health(self) -> dict[str, Any]:
         """What a look from outside should see; "status" is "ok" or what is wrong."""
-        faulty = time.monotonic() - self._faulty_since < FAULT_SECONDS
-        status = "faulty" if faulty else "ok"
+        status = "faulty" if self.vitals.faulty else "ok"
         if self._thread.ident is None or self._ended.is_set():
             status = "stopped"
         return {
             "status": status,
             "running": self._running,
             "waiting": max(0, self._taken - self._running),
-            "restarts": self.counters.restarts,
-            "last_fault": self.last_fault or None,
+            "restarts": self.vitals.counters.restarts,
+            "last_fault": self.vitals.last_fault or None,
             "adapters": sorted(self.names),
         }
 
@@ -256,7 +237,7 @@ class Engine:
     def _drop(self, answer: Answer) -> None:
         if answer.done:
             return
-        self.counters.cancelled += 1
+        self.vitals.counters.cancelled += 1
         if answer.uid is None:
             self._waiting.remove(answer)
             answer.cancel()
@@ -312,24 +293,20 @@ class Engine:
             for finished in lane.step():
                 self._running -= 1
                 self._close(finished)
-            self._faulty_since = -FAULT_SECONDS
+            self.vitals.works()
         except Exception as error:  # whatever it is, the next ones shall be answered
             self._restart(key, lane, error)
 
     def _close(self, finished: Finished) -> None:
         answer, tokens, caches = finished
-        self.counters.answers += 1
-        self.counters.prompt_tokens += len(answer.order.prompt)
-        self.counters.cached_tokens += answer.cached
-        self.counters.tokens += answer.tokens
+        self.vitals.answered(len(answer.order.prompt), answer.cached, answer.tokens)
         self._settle(answer)
         if caches and not answer.served.leaving:
             self._prefixes.keep(answer.served.key, tokens, caches)
 
     def _settle(self, answer: Answer) -> None:
         """Whatever became of it, it takes no place any more."""
-        took = time.monotonic() - self._began.pop(answer)
-        self._seconds += 0.1 * (took - self._seconds)
+        self.vitals.took(time.monotonic() - self._began.pop(answer))
         with self._lock:
             self._taken -= 1
         self._adapters.release(answer.served)
@@ -338,9 +315,7 @@ class Engine:
     def _restart(self, key: str, lane: Lane, error: Exception) -> None:
         """Fail what this lane has in flight; those that wait are answered by a new one."""
         logging.getLogger(__name__).error("the engine failed and begins anew", exc_info=error)
-        self._faulty_since = time.monotonic()
-        self.last_fault = f"{type(error).__name__}: {error}"[:400]
-        self.counters.restarts += 1
+        self.vitals.fault(error)
         del self._lanes[key]
         self._prefixes.forget()
         mx.clear_cache()
@@ -354,7 +329,7 @@ class Engine:
 
     def _fail(self, answer: Answer, why: str) -> None:
         if not answer.done:
-            self.counters.failed += 1
+            self.vitals.counters.failed += 1
             answer.fail(why, ours=True)
         self._settle(answer)
 

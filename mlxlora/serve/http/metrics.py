@@ -27,7 +27,7 @@ def metrics(engine: Engine, responses: Mapping[int, int]) -> str:
 
 
 def _lines(engine: Engine, responses: Mapping[int, int]) -> Iterator[str]:
-    for name, value in dataclasses.asdict(engine.counters).items():
+    for name, value in dataclasses.asdict(engine.vitals.counters).items():
         yield from _one(f"mlxlora_{name}_total", "counter", COUNTED[name], value)
     name = "mlxlora_http_responses_total"
     yield f"# HELP {name} HTTP responses by status code"

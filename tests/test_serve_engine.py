@@ -367,7 +367,7 @@ def test_a_fault_is_its_state_until_it_has_worked_again(dense):
     with Engine(dense) as engine:
         engine.vitals.fault(RuntimeError("out of luck"))
         assert engine.health()["status"] == "faulty"
-        ask(engine, PROMPTS[0], max_tokens=2)
-        ask(engine, PROMPTS[0], max_tokens=2)  # begun after the state was seen to be well again
+        ask(engine, PROMPTS[0], max_tokens=2).wait()
+        ask(engine, PROMPTS[0], max_tokens=2).wait()  # begun after the state was seen to be well again
         assert engine.health()["status"] == "ok"
         assert engine.health()["last_fault"] == "RuntimeError: out of luck"

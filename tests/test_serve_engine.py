@@ -368,6 +368,6 @@ def test_a_fault_is_its_state_until_it_has_worked_again(dense):
         engine.vitals.fault(RuntimeError("out of luck"))
         assert engine.health()["status"] == "faulty"
         ask(engine, PROMPTS[0], max_tokens=2).wait()
-        ask(engine, PROMPTS[0], max_tokens=2).wait()  # begun after the state was seen to be well again
+        ask(engine, PROMPTS[0], max_tokens=2).wait()  # begun after the first one's last step
         assert engine.health()["status"] == "ok"
         assert engine.health()["last_fault"] == "RuntimeError: out of luck"

@@ -9,7 +9,10 @@ import pytest
 from marks import MARKS, VOCABULARY, marked
 
 from mlxlora.errors import DataError
-from mlxlora.serve.grammar import ANY_OBJECT, Grammars, json_grammar
+from mlxlora.serve.grammar.following import Grammars
+from mlxlora.serve.grammar.process import Lost, Process
+from mlxlora.serve.grammar.texts import ANY_OBJECT, json_grammar
+from mlxlora.serve.grammar.vocabulary import Vocabulary
 
 POINT = {
     "type": "object",
@@ -17,6 +20,8 @@ POINT = {
     "required": ["x", "y"],
     "additionalProperties": False,
 }
+
+FATAL = {"type": "integer", "minimum": -3e261, "maximum": -3e261}  # overflows the stack
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["words", "special"])
@@ -26,7 +31,9 @@ def tokenizer(tmp_path_factory, request):
 
 @pytest.fixture(scope="module")
 def grammars(tokenizer):
-    return Grammars(tokenizer)
+    made = Grammars(tokenizer)
+    yield made
+    made.close()
 
 
 def admitted(grammar, tokens):
@@ -37,7 +44,7 @@ def admitted(grammar, tokens):
 
 def read(grammars, text, tokenizer, answer):
     """How much of an answer a grammar admits, and whether nothing may follow it."""
-    grammar = grammars.compile(text, 3)
+    grammar = grammars.grammar(text, 3)
     tokens = tokenizer.encode(answer)
     for number, token in enumerate(tokens):
         if token not in admitted(grammar, tokens[:number]):
@@ -52,7 +59,7 @@ def read(grammars, text, tokenizer, answer):
 )
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_is_drawn_is_json_by_the_schema(grammars, tokenizer, schema, seed):
-    grammar, drawn = grammars.compile(json_grammar(schema), 3), []
+    grammar, drawn = grammars.grammar(json_grammar(schema), 3), []
     random = np.random.default_rng(seed)
     for _ in range(400):
         allowed = admitted(grammar, drawn)
@@ -68,12 +75,12 @@ def test_whatever_is_drawn_is_json_by_the_schema(grammars, tokenizer, schema, se
 
 
 def test_the_prompt_is_not_read(grammars, tokenizer):
-    grammar = grammars.compile(json_grammar(POINT), 3)
+    grammar = grammars.grammar(json_grammar(POINT), 3)
     assert admitted(grammar, []) == {tokenizer.encode("{")[0]}
 
 
 def test_thoughts_come_before_the_answer_if_at_all(grammars, tokenizer):
-    held = grammars.of_json(POINT, "possible")
+    held = grammars.texts.of_json(POINT, "possible")
     answer = '{"x":1,"y":"up"}'
     for whole in (answer, f'<think>\n{{"x": no</think>\n\n{answer}'):
         assert read(grammars, held, tokenizer, whole) == (whole, True)
@@ -82,7 +89,7 @@ def test_thoughts_come_before_the_answer_if_at_all(grammars, tokenizer):
 
 
 def test_a_thought_that_the_prompt_opened_is_closed_before_the_answer(grammars, tokenizer):
-    held = grammars.of_json(POINT, "open")
+    held = grammars.texts.of_json(POINT, "open")
     whole = 'so {"x"</think>{"x":1,"y":"up"}'
     assert read(grammars, held, tokenizer, whole) == (whole, True)
     assert read(grammars, held, tokenizer, "a</think>b")[0] == "a</think>"
@@ -96,7 +103,7 @@ def test_a_call_is_of_one_of_the_functions_with_its_own_arguments(grammars, toke
         "additionalProperties": False,
         "$defs": {"P": {"type": "boolean"}},
     }
-    held = grammars.of_call({"go": POINT, "ask": other})
+    held = grammars.texts.of_call({"go": POINT, "ask": other})
     for whole in (
         '{"name": "go", "arguments": {"x":1,"y":"up"}}',
         '{"name": "ask", "arguments": {"p": true}}',
@@ -104,7 +111,7 @@ def test_a_call_is_of_one_of_the_functions_with_its_own_arguments(grammars, toke
         assert read(grammars, held, tokenizer, whole) == (whole, True)
     cut = '{"name": "ask", "arguments": {"'
     assert read(grammars, held, tokenizer, cut + 'x":1}}')[0] == cut
-    native = grammars.of_call({"ask": other}, "possible", "<tool_call>")
+    native = grammars.texts.of_call({"ask": other}, "possible", "<tool_call>")
     whole = '<think>a</think>\n\n<tool_call>\n{"name": "ask", "arguments": {"p": true}}'
     assert read(grammars, native, tokenizer, whole) == (whole, True)
 
@@ -126,7 +133,8 @@ DOUBLED = {
         {"properties": 3},
         {"type": "string", "pattern": "^((a{1000}){1000}){1000}$"},
         {"type": "string", "pattern": "("},
-        {"type": "integer", "multipleOf": 999999937},
+        {"type": "integer", "multipleOf": 999999937},  # takes gigabytes, and minutes
+        FATAL,
         {"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {}}} for j in "abcd"]} for i in "a" * 12]}
         | {"type": "object", "dependentSchemas": {}},
         {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2000)}},
@@ -139,7 +147,7 @@ DOUBLED = {
 )
 def test_a_schema_that_cannot_be_followed_is_refused_before_it_is_used(grammars, schema):
     with pytest.raises(DataError):
-        grammars.compile(json_grammar(schema), 0)
+        grammars.check(json_grammar(schema))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +163,7 @@ def test_a_schema_that_cannot_be_followed_is_refused_before_it_is_used(grammars,
     ],
 )
 def test_a_large_schema_is_followed_step_by_step(grammars, schema):
-    grammar, drawn = grammars.compile(json_grammar(schema), 3), []
+    grammar, drawn = grammars.grammar(json_grammar(schema), 3), []
     for _ in range(20):
         allowed = admitted(grammar, drawn)
         if grammar.finished:
@@ -167,8 +175,56 @@ def test_a_tokenizer_that_llguidance_does_not_know_is_said(tmp_path):
     tokenizer = marked(tmp_path)
     tokenizer._tokenizer = object()
     with pytest.raises(DataError, match="cannot hold answers"):
-        Grammars(tokenizer).compile(json_grammar(POINT), 0)
+        Grammars(tokenizer).check(json_grammar(POINT))
 
 
 def test_marks_are_tokens_of_the_test_tokenizer(tokenizer):
     assert [len(tokenizer.encode(mark)) for mark in MARKS] == [1] * 4
+
+
+def test_an_answer_whose_grammar_is_too_much_fails_and_the_others_go_on(grammars, tokenizer):
+    """Both are followed by one process, which ends over the one."""
+    other = grammars.grammar(json_grammar(POINT), 3)
+    tokens = tokenizer.encode('{"x":1,')
+    assert admitted(other, tokens[:3]) == {tokens[3]}
+    with pytest.raises(DataError, match="cannot be followed further: it takes more time or memory"):
+        admitted(grammars.grammar(json_grammar(FATAL), 3), [])
+    rest = tokenizer.encode('{"x":1,"y":"')
+    assert admitted(other, rest) == {tokenizer.encode(c)[0] for c in "ud"}
+
+
+def test_what_ended_is_followed_no_more(grammars):
+    grammar = grammars.grammar(json_grammar(POINT), 3)
+    assert admitted(grammar, [])
+    grammar.close()
+    with pytest.raises(Lost):
+        grammars._following.ask(1.0, "step", grammar._number, [])
+    grammar.close()  # of a process that knows nothing of it
+
+
+def test_closing_ends_the_processes_and_they_come_again(tokenizer):
+    grammars = Grammars(tokenizer)
+    grammars.check(json_grammar(POINT))
+    running = [grammars._checking._running, grammars._following._running]
+    assert all(process.poll() is None for process in running)
+    grammars.close()
+    assert all(process.poll() is not None for process in running)
+    grammars.check(json_grammar(POINT))
+    grammars.close()
+
+
+def test_the_processes_end_with_the_one_that_asked(tokenizer, tmp_path):
+    """However it ends."""
+    process = Process(lambda: Vocabulary.of(tokenizer))
+    process.start()
+    process._connection.close()
+    assert process._running.wait(60) == 0
+
+
+def test_work_beyond_its_time_ends(tokenizer):
+    process = Process(lambda: Vocabulary.of(tokenizer))
+    large = json_grammar({"type": "integer", "multipleOf": 10**6 + 3})
+    with pytest.raises(Lost):
+        process.ask(0.02, "check", large)
+    assert process.ask(60.0, "check", json_grammar(POINT)) == ("",)
+    process.close()

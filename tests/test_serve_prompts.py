@@ -7,7 +7,7 @@ from conftest import CHATML
 from marks import OPENED, TOOLS, VOCABULARY, marked
 from test_serve_grammar import POINT, read
 
-from mlxlora.serve.grammar import Grammars
+from mlxlora.serve.grammar.following import Grammars
 from mlxlora.serve.orders import Sampling
 from mlxlora.serve.wire.prompts import Defaults, Model, chat, completion
 from mlxlora.serve.wire.refusals import WireError

@@ -31,7 +31,7 @@ from mlxlora.serve.batch.prefixes import Prefixes
 from mlxlora.serve.batch.room import room_for
 from mlxlora.serve.batch.rows import Row, Rows, Tagged
 from mlxlora.serve.batch.together import together
-from mlxlora.serve.grammar import Grammars
+from mlxlora.serve.grammar.following import Grammars
 from mlxlora.serve.orders import Busy, Order, Sink
 from mlxlora.serve.vitals import Vitals
 
@@ -114,6 +114,7 @@ class Engine:
             self._inbox.put(lambda: None)
         if self._thread.ident is not None:
             self._ended.wait()
+        self.grammars.close()
 
     @property
     def names(self) -> dict[str, Served]:
@@ -125,7 +126,7 @@ class Engine:
 
         max_tokens is cut to what is left of the context. Raises Busy if too many wait, Unknown
         for an adapter that is not in service, DataError for a prompt that is empty or fills the
-        context, or a grammar that cannot be followed.
+        context. A grammar that cannot be followed, its answer's Fault tells of.
         """
         served = self._adapters.get(order.adapter)
         room = self.room.context - len(order.prompt)
@@ -138,7 +139,7 @@ class Engine:
         row = Row(served.slot, order.sampling, randbits(32) if seed is None else _folded(seed))
         grammar = None
         if order.grammar is not None:
-            grammar = self.grammars.compile(order.grammar, len(order.prompt))
+            grammar = self.grammars.grammar(order.grammar, len(order.prompt))
         answer = Answer(order, sink, served, row, self.base.tokenizer, grammar)
         with self._lock:
             self._check_room(1)

@@ -12,6 +12,7 @@ from mlxlora.errors import MlxLoraError
 from mlxlora.serve.batch.adapters import Served
 from mlxlora.serve.batch.rows import Row
 from mlxlora.serve.batch.sampling import Processor, processors
+from mlxlora.serve.grammar.following import Grammar
 from mlxlora.serve.orders import End, Event, Fault, Order, Sink, Spelled
 from mlxlora.serve.text import Stops
 
@@ -20,7 +21,13 @@ class Answer:
     """Lives in the engine's thread; only .cancelled is set from others."""
 
     def __init__(
-        self, order: Order, sink: Sink, served: Served, row: Row, tokenizer: Any, grammar: Any
+        self,
+        order: Order,
+        sink: Sink,
+        served: Served,
+        row: Row,
+        tokenizer: Any,
+        grammar: Grammar | None,
     ) -> None:
         self.order, self.served, self.row = order, served, row
         self.uid: int | None = None  # in its lane's generator, once it is there
@@ -114,6 +121,8 @@ class Answer:
     def _last_word(self, last: Event) -> None:
         self.done = True
         self._last = last
+        if self._grammar is not None:
+            self._grammar.close()
 
     def tell_last(self) -> None:
         """Tell that it is done; after everything that counts answers knows it too."""

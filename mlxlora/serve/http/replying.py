@@ -50,7 +50,7 @@ async def reply(service: Service, asked: Asked, receive: Receive) -> Response:
 
     Raises what Engine.submit does, Failed for an order's Fault, Gone for a client's absence.
     """
-    running = await _submitted(service, asked.orders)
+    running = Running(service.engine, asked.orders, asyncio.get_running_loop())
     if asked.stream:
         return EventStream(_chunks(service, running, asked), _error, running.cancel)
     return await while_connected(receive, _whole(service, running, asked))
@@ -58,13 +58,6 @@ async def reply(service: Service, asked: Asked, receive: Receive) -> Response:
 
 def as_json(value: Json, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(orjson.dumps(value), status, headers, "application/json")
-
-
-async def _submitted(service: Service, orders: Sequence[Order]) -> Running:
-    submit = partial(Running, service.engine, orders, asyncio.get_running_loop())
-    if any(order.grammar is not None for order in orders):  # which takes a while to compile
-        return await service.read(submit)
-    return submit()
 
 
 async def _whole(service: Service, running: Running, asked: Asked) -> Response:

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from mlxlora.serve.grammar import Thinking
+from mlxlora.serve.grammar.texts import Thinking
 
 
 def thinking_of(tokenizer: Any, tokens: list[int]) -> Thinking:

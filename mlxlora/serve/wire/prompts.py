@@ -10,7 +10,8 @@ from mlx_lm.tool_parsers import json_tools
 from mlxlora.base import check_tokens
 from mlxlora.errors import DataError
 from mlxlora.generate import chat_tokens
-from mlxlora.serve.grammar import ANY_OBJECT, Grammars, Thinking
+from mlxlora.serve.grammar.following import Grammars
+from mlxlora.serve.grammar.texts import ANY_OBJECT, Thinking
 from mlxlora.serve.orders import Order, Sampling
 from mlxlora.serve.wire.abilities import knows_tools, thinking_of
 from mlxlora.serve.wire.refusals import WireError, bad_field
@@ -76,7 +77,7 @@ class Completion:
 
 
 def chat(request: ChatRequest, model: Model, adapter: str | None = None) -> Chat:
-    """Raises WireError (400). A grammar is compiled to be sure of it: not for an event loop."""
+    """Raises WireError (400). Checking a grammar takes its time: not for an event loop."""
     tokenizer, choice = model.tokenizer, request.choice
     if not tokenizer.has_chat_template:
         raise bad_field("messages", "this model has no chat template; ask /v1/completions")
@@ -258,7 +259,9 @@ def _json_grammar(request: ChatRequest, model: Model, thinking: Thinking) -> str
     schema = ANY_OBJECT if asked.json_schema is None else asked.json_schema.schema_
     if not schema:
         schema = ANY_OBJECT
-    return _compiled(model, "response_format", lambda: model.grammars.of_json(schema, thinking))
+    return _checked_grammar(
+        model, "response_format", lambda: model.grammars.texts.of_json(schema, thinking)
+    )
 
 
 def _call_grammar(request: ChatRequest, model: Model, thinking: Thinking, opening: str) -> str:
@@ -268,15 +271,17 @@ def _call_grammar(request: ChatRequest, model: Model, thinking: Thinking, openin
         for tool in request.tools
         if name in (None, tool.function.name)
     }
-    return _compiled(model, "tools", lambda: model.grammars.of_call(schemas, thinking, opening))
+    return _checked_grammar(
+        model, "tools", lambda: model.grammars.texts.of_call(schemas, thinking, opening)
+    )
 
 
-def _compiled(model: Model, param: str, grammar: Callable[[], str]) -> str:
+def _checked_grammar(model: Model, param: str, grammar: Callable[[], str]) -> str:
     if model.tokenizer.response_initial_state is not None:
         raise bad_field(param, "answers of this model have headers, and cannot be held to a form")
     try:
         text = grammar()
-        model.grammars.compile(text, 0)
+        model.grammars.check(text)
     except DataError as error:
         raise bad_field(param, str(error)) from error
     return text

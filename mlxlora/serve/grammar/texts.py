@@ -1,36 +1,18 @@
-"""Answers held to a grammar: JSON of any kind, or by a schema. llguidance does the parsing.
-
-Before each token, those that the grammar admits are known as a mask over the vocabulary. The
-token drawn before must be known for that, so rows with a grammar wait for it where others run
-one token ahead.
-"""
+"""What an answer may be, as llguidance reads it: JSON by schemas, after thoughts, as a call."""
 
 import json
 from typing import Any, Literal
 
-import mlx.core as mx
-import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.hf import from_tokenizer
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from llguidance import LLMatcher, LLTokenizer
 
 from mlxlora.errors import DataError
+from mlxlora.serve.grammar.vocabulary import Vocabulary
 
 ANY_OBJECT = {"type": "object"}
 LARGEST = 64 << 10  # characters of a schema
 # One line, or indented; unlimited, a weak model might write spaces without end.
-TRIED = 3  # tokens, before a grammar is taken
 SPACES: Any = {"whitespace_flexible": True, "whitespace_pattern": r"( |\n {0,24})?"}
 
-
-# For building and for each step; a schema that needs more is refused before it is answered to.
-LIMITS = LLParserLimits(
-    initial_lexer_fuel=200_000,
-    step_lexer_fuel=50_000,
-    max_lexer_states=20_000,
-    max_grammar_size=100_000,
-    verbose_errors=False,
-)
 Thinking = Literal["no", "possible", "open"]  # open: the prompt ends within it
 
 
@@ -42,26 +24,12 @@ def json_grammar(schema: dict[str, Any]) -> str:
     return str(LLMatcher.grammar_from_json_schema(text, overrides=SPACES))
 
 
-class Grammars:
-    """What is made once for a tokenizer, when the first grammar is asked for."""
+class Texts:
+    """Grammars for the tokens of one tokenizer."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, vocabulary: Vocabulary) -> None:
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._made: LLTokenizer | None = None
-
-    def compile(self, grammar: str, prompt_tokens: int) -> "Grammar":
-        """Raises DataError, with llguidance's reason, for a grammar that it cannot follow."""
-        matcher = LLMatcher(self._made_once(), grammar, log_level=0, limits=LIMITS)
-        tried = matcher.deep_copy()
-        for _ in range(TRIED):  # what is too complex fails here, before others wait for it
-            if tried.is_stopped():
-                break
-            bits = np.frombuffer(tried.compute_bitmask(), np.uint8)
-            admitted = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
-            tried.consume_tokens(admitted[:1].tolist())
-        if tried.is_error():
-            raise DataError(f"it cannot be followed: {_first_line(tried.get_error())}")
-        return Grammar(matcher, prompt_tokens)
 
     def of_json(self, schema: dict[str, Any], thinking: Thinking = "no") -> str:
         """The grammar of an answer by a schema, after thoughts if there are any."""
@@ -133,52 +101,8 @@ class Grammars:
 
     def _made_once(self) -> LLTokenizer:
         if self._made is None:
-            try:
-                self._made = from_tokenizer(
-                    self._tokenizer._tokenizer,
-                    n_vocab=self._tokenizer._vocabulary,
-                    eos_token=sorted(self._tokenizer.eos_token_ids),
-                )
-            except ValueError as error:
-                raise DataError(
-                    f"this model's tokenizer cannot hold answers to a grammar: {error}"
-                ) from error
+            self._made = self._vocabulary.make()
         return self._made
-
-
-class Grammar:
-    """One answer's place in its grammar; called as a logits processor."""
-
-    def __init__(self, matcher: LLMatcher, prompt_tokens: int) -> None:
-        self._matcher = matcher
-        self._read = prompt_tokens  # tokens that it knows or need not know
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing but the end may follow."""
-        return bool(self._matcher.is_stopped())
-
-    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        """tokens (T,), the prompt's first; returns logits (1, V), -inf for what is not admitted.
-
-        Raises DataError where the grammar turns out to be too complex.
-        """
-        new: list[int] = tokens[self._read :].tolist()  # type: ignore[assignment]
-        self._read += len(new)
-        if self.finished:
-            return logits
-        if (new and not self._matcher.consume_tokens(new)) or self._matcher.is_error():
-            reason = _first_line(self._matcher.get_error())
-            raise DataError(f"the answer's grammar cannot be followed further: {reason}")
-        width = logits.shape[-1]
-        mask = allocate_token_bitmask(1, width)
-        fill_next_token_bitmask(self._matcher, mask)
-        bits = np.unpackbits(mask.view(np.uint8), axis=-1, bitorder="little")[:, :width]
-        return mx.where(mx.array(bits.astype(bool)), logits, -mx.inf)
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0][:300]
 
 
 def _call_of(name: str) -> str:

@@ -1,0 +1,1 @@
+"""Answers held to a grammar, which a process of its own follows."""

@@ -1,0 +1,97 @@
+"""The process that follows grammars, as seen from the server's."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from mlxlora.errors import DataError
+from mlxlora.serve.grammar.vocabulary import Vocabulary
+
+PROGRAM = "mlxlora.serve.grammar.program"
+
+
+class Lost(Exception):
+    """The process ended over what it was asked: too much time or memory, or a fault of its own."""
+
+
+class Process:
+    """Started when it is first needed, and again after it was lost. For any thread."""
+
+    def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
+        self.losses = 0  # what it knew before the last one, it knows no more
+        self._vocabulary = vocabulary
+        self._lock = threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._greeted = False
+
+    def start(self) -> None:
+        """Have it get ready, without waiting for it. Raises DataError for an unfit tokenizer."""
+        with self._lock:
+            self._start()
+
+    def ask(self, seconds: float, name: str, *given: Any) -> tuple[Any, ...]:
+        """Have this done within so many seconds of processor time.
+
+        Raises DataError for a tokenizer that it does not know, or Lost.
+        """
+        with self._lock:
+            connection = self._start()
+            try:
+                if not self._greeted:
+                    (fault,) = connection.recv()
+                    if fault:
+                        self._end()
+                        raise DataError(fault)
+                    self._greeted = True
+                connection.send((seconds, name, given))
+                return tuple(connection.recv())
+            except (EOFError, OSError) as error:
+                self._end()
+                raise Lost from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._end()
+
+    def _start(self) -> Connection:
+        if self._connection is not None:
+            return self._connection
+        ours, theirs = socket.socketpair()
+        # What can be imported here can be there; nothing else is looked for where it is started.
+        paths = os.pathsep.join(path for path in sys.path if path)
+        try:
+            with theirs:
+                self._running = subprocess.Popen(
+                    [sys.executable, "-P", "-m", PROGRAM, str(theirs.fileno())],
+                    env={**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"},
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,  # llguidance's last words
+                    start_new_session=True,  # Ctrl-C is for the server
+                )
+            self._connection = Connection(ours.detach())
+        finally:
+            ours.close()
+        self._greeted = False
+        self._connection.send(self._vocabulary())
+        return self._connection
+
+    def _end(self) -> None:
+        if self._connection is not None:
+            self.losses += 1
+            self._connection.close()
+            self._connection = None
+        if self._running is not None:
+            self._running.kill()
+            self._running.wait()
+            self._running = None
+
+    def __del__(self) -> None:
+        self._end()

@@ -1,0 +1,100 @@
+"""Follows grammars in a process of its own: `python -m mlxlora.serve.grammar.program FD`.
+
+A schema that a stranger wrote can make a parser loop, take all memory or overflow its stack.
+Here that ends this process alone: each piece of work has a limit of processor time, beyond which
+the system ends it, and whoever asked sees the other end of the socket closed.
+"""
+
+import signal
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from mlxlora.errors import DataError
+
+TRIED = 3  # tokens, before a grammar is taken
+# For building and for each step; a schema that needs more is refused before it is answered to.
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=200_000,
+    step_lexer_fuel=50_000,
+    max_lexer_states=20_000,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
+
+
+class Program:
+    """What is asked by name; every answer begins with what is wrong, "" if nothing is."""
+
+    def __init__(self, tokenizer: LLTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._followed: dict[int, LLMatcher] = {}
+
+    def check(self, grammar: str) -> tuple[str]:
+        """Whether it can be followed, for a few tokens."""
+        matcher = self._matcher(grammar)
+        for _ in range(TRIED):
+            if matcher.is_stopped():
+                break
+            bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+            admitted = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+            matcher.consume_tokens(admitted[:1].tolist())
+        return (_fault(matcher),)
+
+    def follow(self, number: int, grammar: str, tokens: list[int]) -> tuple[str, bool, bytes]:
+        """Begin an answer by a grammar, which will go by this number; then as step."""
+        self._followed[number] = self._matcher(grammar)
+        return self.step(number, tokens)
+
+    def step(self, number: int, tokens: list[int]) -> tuple[str, bool, bytes]:
+        """Take the answer's next tokens: (fault, whether it is complete, which may follow).
+
+        The last is a bit for each token of the vocabulary, the lowest of each byte first.
+        """
+        matcher = self._followed[number]
+        if tokens:
+            matcher.consume_tokens(tokens)
+        mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+        return _fault(matcher), matcher.is_stopped(), mask
+
+    def drop(self, number: int) -> tuple[str]:
+        """The answer has ended."""
+        self._followed.pop(number, None)
+        return ("",)
+
+    def _matcher(self, grammar: str) -> LLMatcher:
+        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+
+
+def main(descriptor: int) -> None:
+    with suppress(EOFError, ConnectionError):  # nobody is there any more
+        _serve(Connection(descriptor))
+
+
+def _serve(connection: Any) -> None:
+    try:
+        program = Program(connection.recv().make())
+    except DataError as error:
+        connection.send((str(error),))
+        return
+    connection.send(("",))
+    while True:
+        seconds, name, given = connection.recv()
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends a process
+        answer = getattr(program, name)(*given)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        connection.send(answer)
+
+
+def _fault(matcher: Any) -> str:
+    if not matcher.is_error():
+        return ""
+    return str(matcher.get_error()).strip().partition("\n")[0][:300]
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

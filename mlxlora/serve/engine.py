@@ -24,7 +24,7 @@ from mlxlora.errors import DataError
 from mlxlora.lora.adapter import Adapter
 from mlxlora.machine import prefill_tokens
 from mlxlora.memory import limits
-from mlxlora.serve.batch.adapters import Adapters, Served, all_weights
+from mlxlora.serve.batch.adapters import Adapters, Served, content
 from mlxlora.serve.batch.answer import Answer
 from mlxlora.serve.batch.lane import Finished, Lane
 from mlxlora.serve.batch.prefixes import Prefixes
@@ -94,7 +94,6 @@ class Engine:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=_run, args=([self],), name="engine", daemon=True)
         for name, adapter in (adapters or {}).items():
-            all_weights([adapter])
             self._adapters.load(name, adapter, force=force)
 
     def __enter__(self) -> "Engine":
@@ -171,8 +170,8 @@ class Engine:
 
         Raises AdapterError, or Busy of an engine that was stopped.
         """
-        all_weights([adapter])
-        self._ask(lambda: self._adapters.load(name, adapter, force=force))
+        key = content(adapter)  # which takes a while, and others are being answered
+        self._ask(lambda: self._adapters.load(name, adapter, key, force=force))
 
     def unload(self, name: str) -> None:
         """Take an adapter out of service; answers in the making are completed. Raises Unknown."""

@@ -9,7 +9,6 @@ belongs to the engine's thread.
 
 import hashlib
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -84,8 +83,13 @@ class Adapters:
             raise Unknown(f"no adapter {name!r} is loaded")
         return self._named[name]
 
-    def load(self, name: str, adapter: Adapter, *, force: bool = False) -> Served:
-        """Take an adapter into service. Raises AdapterError if it cannot be, and why."""
+    def load(
+        self, name: str, adapter: Adapter, key: str | None = None, *, force: bool = False
+    ) -> Served:
+        """Take an adapter into service. key: its content, if it is known already.
+
+        Raises AdapterError if it cannot be, and why.
+        """
         if name in self._named:
             raise AdapterError(f"an adapter {name!r} is loaded already; unload it first")
         if not force:
@@ -93,7 +97,7 @@ class Adapters:
         self.stage.show(None)
         modules = dict(self.base.model.named_modules())
         check_fit(modules, adapter)
-        served = Served(name, content(adapter), adapter.format)
+        served = Served(name, key or content(adapter), adapter.format)
         if not (fits_rows(modules, adapter) and self._put(served, adapter, modules)):
             self.stage.show(None)
             served.form = part_of(self.base.model, adapter)
@@ -173,17 +177,16 @@ class Adapters:
 
 
 def content(adapter: Adapter) -> str:
-    """A name for what an adapter does: the same for the same tensors and scale."""
+    """A name for what an adapter does: the same for the same tensors and scale.
+
+    It reads the weights, in this thread: MLX reads lazily, on the thread that opened the file.
+    """
+    mx.eval(list(adapter.weights.values()))
     digest = hashlib.sha256(f"{adapter.method} {adapter.scale}".encode())
     for name in sorted(adapter.weights):
         digest.update(name.encode())
         digest.update(np.array(adapter.weights[name].astype(mx.float32)).data)
     return digest.hexdigest()
-
-
-def all_weights(adapters: Iterable[Adapter]) -> None:
-    """Read them now, in this thread: MLX reads lazily, and on the thread that opened the file."""
-    mx.eval([list(adapter.weights.values()) for adapter in adapters])
 
 
 def _close(a: mx.array, b: mx.array) -> bool:

@@ -1,8 +1,9 @@
 """What may take its time with a request, done beside the event loop, one at a time.
 
 Templates and tokenizers are not made to be used by several threads, so there is one. A thread
-cannot be stopped: where a request holds it too long (a schema can be made for that), the request
-is refused, the thread is left to itself, and another one goes on with those that waited.
+cannot be stopped: where a request holds it too long, the request is refused, the thread is left
+to itself, and another one goes on with those that waited. (Schemas are followed elsewhere, where
+they can be stopped: serve/grammar/.)
 """
 
 import asyncio

@@ -2,11 +2,17 @@
 
 import functools
 import json
+import os
+import re
+from collections import Counter
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from marks import MARKS, VOCABULARY, marked
+from wire_fuzz import schemas
 
 from mlxlora.errors import DataError
 from mlxlora.serve.grammar.following import Grammars
@@ -14,6 +20,9 @@ from mlxlora.serve.grammar.process import Lost, Process
 from mlxlora.serve.grammar.texts import ANY_OBJECT, json_grammar
 from mlxlora.serve.grammar.vocabulary import Vocabulary
 
+SCHEMAS = int(os.environ.get("MLXLORA_SCHEMAS", "1000"))
+MOST = 60  # tokens of an answer
+NO_JSON = re.compile(r"\\ud|NaN|Infinity")  # such requests are refused as they are read
 POINT = {
     "type": "object",
     "properties": {"x": {"type": "integer"}, "y": {"enum": ["up", "down"]}},
@@ -228,3 +237,43 @@ def test_work_beyond_its_time_ends(tokenizer):
         process.ask(0.02, "check", large)
     assert process.ask(60.0, "check", json_grammar(POINT)) == ("",)
     process.close()
+
+
+@pytest.mark.slow
+def test_thousands_of_schemas_are_followed_or_refused(grammars, capsys):
+    """Prints what became of them, with MLXLORA_SCHEMAS of them."""
+    counts: Counter[str] = Counter()
+    losses = grammars._following.losses
+
+    def walk(grammar, choose):
+        """Any answer, up to a length."""
+        drawn = []
+        for _ in range(MOST):
+            allowed = sorted(admitted(grammar, drawn))
+            if grammar.finished or not allowed:
+                return
+            drawn.append(choose(allowed))
+
+    @settings(max_examples=SCHEMAS, deadline=None)
+    @given(schemas, st.randoms(use_true_random=False))
+    def follow(schema, random):
+        assume(not NO_JSON.search(json.dumps(schema)))
+        try:
+            grammars.check(json_grammar(schema))
+        except DataError as error:
+            counts["ended" if "more time or memory" in str(error) else "refused"] += 1
+            return
+        grammar = grammars.grammar(json_grammar(schema), 3)
+        try:
+            walk(grammar, random.choice)
+            counts["followed"] += 1
+        except DataError:
+            counts["given up on the way"] += 1
+        finally:
+            grammar.close()
+
+    follow()
+    assert counts["followed"] > counts.total() // 4
+    with capsys.disabled():
+        print(f"\n{counts.total():,} schemas: ", dict(counts), end="; ")
+        print(f"processes lost over answers: {grammars._following.losses - losses}")

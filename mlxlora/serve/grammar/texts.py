@@ -1,6 +1,7 @@
 """What an answer may be, as llguidance reads it: JSON by schemas, after thoughts, as a call."""
 
 import json
+from functools import cached_property
 from typing import Any, Literal
 
 from llguidance import LLMatcher, LLTokenizer
@@ -29,7 +30,6 @@ class Texts:
 
     def __init__(self, tokenizer: Any, vocabulary: Vocabulary) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
-        self._made: LLTokenizer | None = None
 
     def of_json(self, schema: dict[str, Any], thinking: Thinking = "no") -> str:
         """The grammar of an answer by a schema, after thoughts if there are any."""
@@ -74,7 +74,7 @@ class Texts:
             return "", ""
         tokenizer = self._tokenizer
         # Text cannot hold special tokens; an end that is text itself must not be read over.
-        if self._made_once().is_special_token(tokenizer.think_end_tokens[0]):
+        if self._made.is_special_token(tokenizer.think_end_tokens[0]):
             rules = f"thoughts: words {self._marker(tokenizer.think_end)}\nwords: /(?s:.*)/\n"
         else:
             rules = f"thoughts[suffix={_literal(tokenizer.think_end)}]: /(?s:.*)/\n"
@@ -85,7 +85,7 @@ class Texts:
 
     def _marker(self, text: str) -> str:
         """Text in which tokens may stand that have no text to llguidance."""
-        made = self._made_once()
+        made = self._made
         parts: list[str] = []
         words: list[int] = []
         for token in [*self._tokenizer.encode(text, add_special_tokens=False), None]:
@@ -99,10 +99,9 @@ class Texts:
                 parts.append(f"<[{token}]>")
         return " ".join(parts)
 
-    def _made_once(self) -> LLTokenizer:
-        if self._made is None:
-            self._made = self._vocabulary.make()
-        return self._made
+    @cached_property
+    def _made(self) -> LLTokenizer:
+        return self._vocabulary.make()
 
 
 def _call_of(name: str) -> str:

@@ -48,6 +48,7 @@ class Grammars:
             (fault,) = self._checking.ask(CHECK_SECONDS, "check", grammar)
         except Lost:
             fault = "it takes more time or memory than a request may have"
+            self._checking.start()  # so that it is ready for the next one
         if fault:
             raise DataError(f"it cannot be followed: {fault}")
 

@@ -152,6 +152,8 @@ DOUBLED = {
         {"$ref": "file:///etc/passwd"},
         {"type": "object", "properties": {"a": False}, "required": ["a"]},
         {"const": "x" * 100_000},
+        {"type": "integer", "minimum": 10**400},
+        {"properties": {"a": {"const": -(10**4000)}}},
     ],
 )
 def test_a_schema_that_cannot_be_followed_is_refused_before_it_is_used(grammars, schema):

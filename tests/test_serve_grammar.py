@@ -4,6 +4,8 @@ import functools
 import json
 import os
 import re
+import shutil
+import sys
 from collections import Counter
 
 import mlx.core as mx
@@ -230,6 +232,39 @@ def test_the_processes_end_with_the_one_that_asked(tokenizer, tmp_path):
     process.start()
     process._connection.close()
     assert process._running.wait(60) == 0
+
+
+def test_a_process_that_ended_by_another_s_hand_is_no_fault_of_a_schema(grammars, tokenizer):
+    grammar = grammars.grammar(json_grammar(POINT), 3)
+    tokens = tokenizer.encode('{"x":1,')
+    assert admitted(grammar, tokens[:2]) == {tokens[2]}
+    for process in (grammars._checking, grammars._following):
+        process.start()
+        process._running.kill()
+        process._running.wait()
+    grammars.check(json_grammar(POINT))
+    assert admitted(grammar, tokens[:3]) == {tokens[3]}
+
+
+def test_where_no_process_can_be_started_nothing_but_its_request_fails(tokenizer, monkeypatch):
+    grammars = Grammars(tokenizer)
+    grammar = grammars.grammar(json_grammar(POINT), 3)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(OSError):
+        grammars.check(json_grammar(POINT))
+    with pytest.raises(OSError):
+        admitted(grammar, [])
+    grammar.close()
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))  # it ends as it begins
+    with pytest.raises(OSError):
+        grammars.check(json_grammar(POINT))
+    with pytest.raises(OSError):
+        admitted(grammar, [])
+    grammar.close()
+    monkeypatch.undo()
+    grammars.check(json_grammar(POINT))
+    assert admitted(grammar, [])
+    grammars.close()
 
 
 def test_work_beyond_its_time_ends(tokenizer):

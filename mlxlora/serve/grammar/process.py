@@ -31,24 +31,23 @@ class Process:
         self._greeted = False
 
     def start(self) -> None:
-        """Have it get ready, without waiting for it. Raises DataError for an unfit tokenizer."""
+        """Have it get ready, without waiting for it, if it is not there any more.
+
+        Raises DataError for an unfit tokenizer, or OSError if it cannot be started.
+        """
         with self._lock:
             self._start()
 
     def ask(self, seconds: float, name: str, *given: Any) -> tuple[Any, ...]:
         """Have this done within so many seconds of processor time.
 
-        Raises DataError for a tokenizer that it does not know, or Lost.
+        Raises DataError for a tokenizer that it does not know, OSError if it cannot be started,
+        or Lost.
         """
         with self._lock:
             connection = self._start()
+            self._greet(connection)
             try:
-                if not self._greeted:
-                    (fault,) = connection.recv()
-                    if fault:
-                        self._end()
-                        raise DataError(fault)
-                    self._greeted = True
                 connection.send((seconds, name, given))
                 return tuple(connection.recv())
             except (EOFError, OSError) as error:
@@ -59,9 +58,25 @@ class Process:
         with self._lock:
             self._end()
 
+    def _greet(self, connection: Connection) -> None:
+        if self._greeted:
+            return
+        try:
+            (fault,) = connection.recv()
+        except (EOFError, OSError) as error:
+            self._end()
+            raise OSError("the process that follows grammars ended as it began") from error
+        if fault:
+            self._end()
+            raise DataError(fault)
+        self._greeted = True
+
     def _start(self) -> Connection:
+        if self._running is not None and self._running.poll() is not None:
+            self._end()  # by another's hand, of a system short of memory perhaps: nobody's fault
         if self._connection is not None:
             return self._connection
+        vocabulary = self._vocabulary()
         ours, theirs = socket.socketpair()
         # What can be imported here can be there; nothing else is looked for where it is started.
         paths = os.pathsep.join(path for path in sys.path if path)
@@ -80,7 +95,11 @@ class Process:
         finally:
             ours.close()
         self._greeted = False
-        self._connection.send(self._vocabulary())
+        try:
+            self._connection.send(vocabulary)
+        except OSError:
+            self._end()
+            raise
         return self._connection
 
     def _end(self) -> None:

@@ -19,6 +19,7 @@ from wire_fuzz import schemas
 from mlxlora.errors import DataError
 from mlxlora.serve.grammar.following import Grammars
 from mlxlora.serve.grammar.process import Lost, Process
+from mlxlora.serve.grammar.program import Program
 from mlxlora.serve.grammar.texts import ANY_OBJECT, json_grammar
 from mlxlora.serve.grammar.vocabulary import Vocabulary
 
@@ -213,6 +214,21 @@ def test_what_ended_is_followed_no_more(grammars):
     with pytest.raises(Lost):
         grammars._following.ask(1.0, "step", grammar._number, [])
     grammar.close()  # of a process that knows nothing of it
+
+
+def test_a_grammar_is_built_once_for_all_choices_of_a_request(tokenizer, monkeypatch):
+    """And each goes its own way."""
+    program, built = Program(Vocabulary.of(tokenizer).make()), []
+    make = program._matcher
+    monkeypatch.setattr(program, "_matcher", lambda text: built.append(text) or make(text))
+    whole, cut = (tokenizer.encode(text) for text in ('{"x":1,"y":"up"}', '{"x":'))
+    begun = [program.follow(number, json_grammar(POINT), []) for number in range(3)]
+    assert len(built) == 1 and begun[0] == begun[1] == begun[2]
+    assert program.step(0, whole)[:2] == ("", True)
+    assert program.step(1, cut)[:2] == ("", False)
+    assert program.step(2, []) == begun[2]
+    assert program.follow(3, json_grammar({"type": "array"}), []) != begun[0]
+    assert len(built) == 2
 
 
 def test_closing_ends_the_processes_and_they_come_again(tokenizer):

@@ -33,6 +33,7 @@ class Program:
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self._tokenizer = tokenizer
         self._followed: dict[int, LLMatcher] = {}
+        self._last: tuple[str, LLMatcher] | None = None  # the grammar begun last, at its beginning
 
     def check(self, grammar: str) -> tuple[str]:
         """Whether it can be followed, for a few tokens."""
@@ -46,8 +47,14 @@ class Program:
         return (_fault(matcher),)
 
     def follow(self, number: int, grammar: str, tokens: list[int]) -> tuple[str, bool, bytes]:
-        """Begin an answer by a grammar, which will go by this number; then as step."""
-        self._followed[number] = self._matcher(grammar)
+        """Begin an answer by a grammar, which will go by this number; then as step.
+
+        The choices of a request have one grammar, which is built for the first of them alone.
+        """
+        if self._last is None or self._last[0] != grammar:
+            self._last = None  # not both at once
+            self._last = grammar, self._matcher(grammar)
+        self._followed[number] = self._last[1].deep_copy()
         return self.step(number, tokens)
 
     def step(self, number: int, tokens: list[int]) -> tuple[str, bool, bytes]:

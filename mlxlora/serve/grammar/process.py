@@ -1,4 +1,4 @@
-"""The process that follows grammars, as seen from the server's."""
+"""A process for work that may have to be ended, as seen from the server's."""
 
 import os
 import socket
@@ -10,9 +10,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from mlxlora.errors import DataError
-from mlxlora.serve.grammar.vocabulary import Vocabulary
 
-PROGRAM = "mlxlora.serve.grammar.program"
+GRAMMARS = "mlxlora.serve.grammar.program"  # follows them
 
 
 class Lost(Exception):
@@ -22,9 +21,10 @@ class Lost(Exception):
 class Process:
     """Started when it is first needed, and again after it was lost. For any thread."""
 
-    def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
+    def __init__(self, needed: Callable[[], object], program: str = GRAMMARS) -> None:
+        """needed: makes what it is told first of all, a vocabulary. program: the module it runs."""
         self.losses = 0  # what it knew before the last one, it knows no more
-        self._vocabulary = vocabulary
+        self._needed, self._program = needed, program
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
@@ -65,7 +65,7 @@ class Process:
             (fault,) = connection.recv()
         except (EOFError, OSError) as error:
             self._end()
-            raise OSError("the process that follows grammars ended as it began") from error
+            raise OSError("a process that the server needs ended as it began") from error
         if fault:
             self._end()
             raise DataError(fault)
@@ -76,19 +76,19 @@ class Process:
             self._end()  # by another's hand, of a system short of memory perhaps: nobody's fault
         if self._connection is not None:
             return self._connection
-        vocabulary = self._vocabulary()
+        needed = self._needed()
         ours, theirs = socket.socketpair()
         # What can be imported here can be there; nothing else is looked for where it is started.
         paths = os.pathsep.join(path for path in sys.path if path)
         try:
             with theirs:
                 self._running = subprocess.Popen(
-                    [sys.executable, "-P", "-m", PROGRAM, str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", self._program, str(theirs.fileno())],
                     env={**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"},
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,  # llguidance's last words
+                    stderr=subprocess.DEVNULL,  # its last words
                     start_new_session=True,  # Ctrl-C is for the server
                 )
             self._connection = Connection(ours.detach())
@@ -96,7 +96,7 @@ class Process:
             ours.close()
         self._greeted = False
         try:
-            self._connection.send(vocabulary)
+            self._connection.send(needed)
         except OSError:
             self._end()
             raise

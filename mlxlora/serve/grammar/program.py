@@ -7,6 +7,7 @@ the system ends it, and whoever asked sees the other end of the socket closed.
 
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -77,14 +78,15 @@ class Program:
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, begin: Callable[[Any], object]) -> None:
+    """begin: from what is told first of all to what does the work, by the names of its methods."""
     with suppress(EOFError, ConnectionError):  # nobody is there any more
-        _serve(Connection(descriptor))
+        _serve(Connection(descriptor), begin)
 
 
-def _serve(connection: Any) -> None:
+def _serve(connection: Any, begin: Callable[[Any], object]) -> None:
     try:
-        program = Program(connection.recv().make())
+        program = begin(connection.recv())
     except DataError as error:
         connection.send((str(error),))
         return
@@ -104,4 +106,4 @@ def _fault(matcher: Any) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), lambda vocabulary: Program(vocabulary.make()))

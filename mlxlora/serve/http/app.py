@@ -101,7 +101,9 @@ async def _chat(request: Request) -> Response:
     spelling = service.spelling if asked.logprobs else None
     tokenizer = service.engine.base.tokenizer
     choices = [
-        chat_answers.ChatChoice(number, Speech(tokenizer, made.manner), spelling)
+        chat_answers.ChatChoice(
+            number, Speech(tokenizer, made.manner, service.calls.read), spelling
+        )
         for number in range(len(made.orders))
     ]
     chat = Asked(
@@ -113,6 +115,7 @@ async def _chat(request: Request) -> Response:
         chat_answers.chat_completion,
         asked.stream,
         asked.include_usage,
+        bool(made.manner.tools) and service.calls.slow,
     )
     return await reply(service, chat, request.receive)
 

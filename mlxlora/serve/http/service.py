@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mlxlora.serve.calls import Calls
 from mlxlora.serve.engine import Engine
 from mlxlora.serve.http.reader import Reader
 from mlxlora.serve.wire import prompts
@@ -33,6 +34,7 @@ class Service:
             tokenizer, self.engine.room.context, self.engine.grammars, self.defaults
         )
         self.spelling = Spelling(tokenizer)
+        self.calls = Calls(tokenizer)
         self.capabilities = capabilities(tokenizer)
         self.fingerprint = f"mlxlora-{self.engine.base.identity.fingerprint[:12]}"
         self._read = Reader()

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from live_server import BASE, END, SECONDS, Answer, Reading, exchange, live, req
 from mlxlora.serve.engine import Options
 from mlxlora.serve.http import protocol
 from mlxlora.serve.http.server import allow_connections
+from mlxlora.serve.wire import chat_answers
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -164,6 +167,24 @@ def test_nothing_more_is_generated_for_who_went_away(server, stream):
     assert server.quiet()["status"] == "ok"
     assert server.engine.vitals.counters.cancelled == gone + 1
     assert server.engine.vitals.counters.tokens < tokens + 1900
+
+
+def test_others_are_answered_while_a_long_answer_is_written(server, monkeypatch):
+    """As one with the log-probabilities of many tokens is, for seconds."""
+    begun, asked, write = threading.Event(), threading.Event(), chat_answers.chat_completion
+
+    def written(*given):
+        begun.set()
+        assert asked.wait(SECONDS)
+        return write(*given)
+
+    monkeypatch.setattr(chat_answers, "chat_completion", written)
+    with ThreadPoolExecutor(1) as others:
+        answer = others.submit(server.post, CHAT, chat(logprobs=True, top_logprobs=20))
+        assert begun.wait(SECONDS)
+        assert server.post(TEXT, text()).status == 200
+        asked.set()
+        assert answer.result().status == 200
 
 
 def test_what_is_far_too_long_is_refused_before_it_is_read(server, monkeypatch):

@@ -77,7 +77,10 @@ async def _whole(service: Service, running: Running, asked: Asked) -> Response:
     finally:
         running.cancel()
         told.report()
-    return as_json(asked.whole(asked.head, asked.choices, told.usage))
+    # Of many tokens' log-probabilities, seconds of writing: not here, where others are answered.
+    return await asyncio.to_thread(
+        lambda: as_json(asked.whole(asked.head, asked.choices, told.usage))
+    )
 
 
 async def _chunks(service: Service, running: Running, asked: Asked) -> AsyncIterator[list[Json]]:

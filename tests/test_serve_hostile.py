@@ -206,6 +206,29 @@ def test_what_is_far_too_long_is_refused_before_it_is_read(server, monkeypatch):
     monkeypatch.undo()
 
 
+@pytest.mark.parametrize("place", ["prompt", "content", "reasoning", "name", "tool_call_id"])
+def test_what_is_too_long_is_not_cut_to_its_end(server, monkeypatch, place):
+    """Wherever it stands, and although each of its tokens may have many letters."""
+    tokenizer = server.engine.base.tokenizer
+    shown = "{% for m in messages %}{% for name in m %}{{ m[name] }}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(tokenizer._tokenizer, "chat_template", shown)
+    cut, encode = [], tokenizer._tokenizer._encode_plus
+
+    def watched(*given, **how):
+        cut.append(len(given[0] if given else how["text"]))
+        return encode(*given, **how)
+
+    monkeypatch.setattr(tokenizer._tokenizer, "_encode_plus", watched)
+    long = "ab c" * (1 << (14 if place in ("prompt", "content") else 20))
+    role = {"reasoning": "assistant", "tool_call_id": "tool"}.get(place, "user")
+    turn = {"role": role, "content": "", place: long}
+    path, body = (TEXT, text(prompt=long)) if place == "prompt" else (CHAT, chat(messages=[turn]))
+    answer = server.post(path, body)
+    assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
+    assert sum(cut) <= 1 << 17
+    assert server.post(CHAT, chat()).status == 200
+
+
 # Who may ask
 
 

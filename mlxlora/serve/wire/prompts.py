@@ -9,7 +9,7 @@ from mlx_lm.tool_parsers import json_tools
 
 from mlxlora.base import check_tokens
 from mlxlora.errors import DataError
-from mlxlora.generate import chat_tokens
+from mlxlora.generate import chat_text, chat_tokens
 from mlxlora.serve.grammar.following import Grammars
 from mlxlora.serve.grammar.texts import ANY_OBJECT, Thinking
 from mlxlora.serve.orders import Order, Sampling
@@ -21,6 +21,9 @@ from mlxlora.serve.wire.tools import Tool, arguments_schema
 
 MOST_ORDERS = 128  # of one request
 LETTERS = 64  # of a token on average, at most; more than a context of them need not be cut first
+MANY = 4  # of a token on average, if so many fill a context: then it is cut bit by bit first
+BIT = 1 << 16  # letters
+BESIDE = ("reasoning", "name", "tool_call_id")  # texts of a turn that not all templates write
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / the golden ratio: choices' seeds lie far from each other
 
 
@@ -171,9 +174,15 @@ def _rendered(request: ChatRequest, model: Model, tools: list[Tool]) -> list[int
     turns = [message.plain() for message in request.messages]
     told = [tool.plain() for tool in tools]
     calls = sum(len(json.dumps(turn.get("tool_calls", ""))) for turn in turns)
-    _check_length(calls + sum(len(turn["content"]) for turn in turns), model, "messages")
-    _check_length(len(json.dumps(told)), model, "tools")
+    said = calls + sum(len(turn["content"]) for turn in turns)
+    beside = sum(len(turn.get(name, "")) for turn in turns for name in BESIDE)
+    schemas = len(json.dumps(told))
+    _check_length(said, model, "messages")
+    _check_length(schemas, model, "tools")
     try:
+        if said + beside + schemas > MANY * model.context:  # templates leave out what they like
+            text = chat_text(model.tokenizer, turns, told or None, words)
+            _check_cut(text, model, "messages")
         return chat_tokens(model.tokenizer, turns, told or None, words)
     except DataError as error:
         raise bad_field("messages", str(error)) from error
@@ -186,7 +195,7 @@ def _checked(prompt: str | list[int], model: Model, param: str) -> list[int]:
         if min(prompt) < 0 or largest >= model.vocabulary:
             raise bad_field(param, f"token ids are from 0 to {model.vocabulary - 1:,}")
         return prompt
-    _check_length(len(prompt), model, param)
+    _check_cut(prompt, model, param)
     tokens = list(model.tokenizer.encode(prompt))
     if not tokens:
         raise bad_field(param, "it is empty to this model, so there is nothing to continue")
@@ -200,6 +209,22 @@ def _checked(prompt: str | list[int], model: Model, param: str) -> list[int]:
 def _check_length(letters: int, model: Model, param: str) -> None:
     if letters > LETTERS * model.context:
         raise _too_long(f"this has {letters:,} letters", model, param)
+
+
+def _check_cut(text: str, model: Model, param: str) -> None:
+    """Raise WireError for a text of so many tokens that cutting it would hold others up.
+
+    Where it is cut into bits a token becomes two, but hardly twice as many in all.
+    """
+    _check_length(len(text), model, param)
+    if len(text) <= MANY * model.context:
+        return
+    tokens = 0
+    for begin in range(0, len(text), BIT):
+        bit = text[begin : begin + BIT]
+        tokens += len(model.tokenizer.encode(bit, add_special_tokens=False))
+        if tokens > 2 * model.context:
+            raise _too_long(f"this is more than {model.context:,} tokens", model, param)
 
 
 def _too_long(what: str, model: Model, param: str) -> WireError:

@@ -169,6 +169,24 @@ def test_nothing_more_is_generated_for_who_went_away(server, stream):
     assert server.engine.vitals.counters.tokens < tokens + 1900
 
 
+def test_others_are_answered_while_schemas_are_checked(server, monkeypatch):
+    begun, asked, check = threading.Event(), threading.Event(), server.engine.grammars.check
+
+    def slowly(grammar):
+        begun.set()
+        assert asked.wait(SECONDS)
+        check(grammar)
+
+    monkeypatch.setattr(server.engine.grammars, "check", slowly)
+    held = chat(response_format={"type": "json_object"})
+    with ThreadPoolExecutor(2) as others:
+        answers = [others.submit(server.post, CHAT, held) for _ in range(2)]
+        assert begun.wait(SECONDS)
+        assert [server.post(CHAT, chat()).status for _ in range(2)] == [200] * 2
+        asked.set()
+        assert [answer.result().status for answer in answers] == [200] * 2
+
+
 def test_others_are_answered_while_a_long_answer_is_written(server, monkeypatch):
     """As one with the log-probabilities of many tokens is, for seconds."""
     begun, asked, write = threading.Event(), threading.Event(), chat_answers.chat_completion

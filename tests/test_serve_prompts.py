@@ -9,7 +9,7 @@ from test_serve_grammar import POINT, read
 
 from mlxlora.serve.grammar.following import Grammars
 from mlxlora.serve.orders import Sampling
-from mlxlora.serve.wire.prompts import Defaults, Model, chat, completion
+from mlxlora.serve.wire.prompts import Defaults, Model, chat, check, completion
 from mlxlora.serve.wire.refusals import WireError
 from mlxlora.serve.wire.requests import ChatRequest, CompletionRequest, parse
 from mlxlora.serve.wire.speech import Manner, Speech
@@ -36,7 +36,9 @@ def served(tmp_path_factory):
 
 def asked(served, **fields):
     body = {"model": "m", "messages": TURNS, **fields}
-    return chat(parse(json.dumps(body).encode(), ChatRequest), served, "mine")
+    made = chat(parse(json.dumps(body).encode(), ChatRequest), served, "mine")
+    check(made, served)
+    return made
 
 
 def continued(served, prompt="ab", **fields):

@@ -98,6 +98,7 @@ async def _chat(request: Request) -> Response:
     asked = await service.read(partial(parse, await request.body(), ChatRequest))
     adapter = service.adapter(asked.model)
     made = await service.read(partial(prompts.chat, asked, service.model, adapter))
+    await service.check(made)
     spelling = service.spelling if asked.logprobs else None
     tokenizer = service.engine.base.tokenizer
     choices = [

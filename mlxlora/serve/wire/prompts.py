@@ -61,10 +61,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Chat:
-    """The orders of a chat request, one a choice, and how their text is to be understood."""
+    """The orders of a chat request, one a choice, and how their text is to be understood.
+
+    holds: the field of the request that a grammar comes from, "" if none holds the answers.
+    """
 
     orders: tuple[Order, ...]
     manner: Manner
+    holds: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Completion:
 
 
 def chat(request: ChatRequest, model: Model, adapter: str | None = None) -> Chat:
-    """Raises WireError (400). Checking a grammar takes its time: not for an event loop."""
+    """Raises WireError (400). Whether its grammar can be followed, check() tells."""
     tokenizer, choice = model.tokenizer, request.choice
     if not tokenizer.has_chat_template:
         raise bad_field("messages", "this model has no chat template; ask /v1/completions")
@@ -88,11 +92,13 @@ def chat(request: ChatRequest, model: Model, adapter: str | None = None) -> Chat
     tokens = _rendered(request, model, tools)
     thinking = thinking_of(tokenizer, tokens)
     native = tokenizer.tool_parser is json_tools.parse_tool_call
-    grammar = None
+    grammar, holds = None, ""
     if choice.kind == "required":
         opening = tokenizer.tool_call_start if native else ""
+        holds = "tools"
         grammar = _call_grammar(request, model, thinking, opening)
     elif request.response_format is not None and request.response_format.type != "text":
+        holds = "response_format"
         grammar = _json_grammar(request, model, thinking)
     order = Order(
         tuple(tokens),
@@ -110,7 +116,18 @@ def chat(request: ChatRequest, model: Model, adapter: str | None = None) -> Chat
         calls=choice.kind == "required" and not native,
         several=request.parallel_tool_calls,
     )
-    return Chat(tuple(_choices(order, request.n)), manner)
+    return Chat(tuple(_choices(order, request.n)), manner, holds)
+
+
+def check(made: Chat, model: Model) -> None:
+    """Raise WireError (400) for a grammar that cannot be followed. That may take a second."""
+    grammar = made.orders[0].grammar
+    if grammar is None:
+        return
+    try:
+        model.grammars.check(grammar)
+    except DataError as error:
+        raise bad_field(made.holds, str(error)) from error
 
 
 def completion(request: CompletionRequest, model: Model, adapter: str | None = None) -> Completion:
@@ -284,7 +301,7 @@ def _json_grammar(request: ChatRequest, model: Model, thinking: Thinking) -> str
     schema = ANY_OBJECT if asked.json_schema is None else asked.json_schema.schema_
     if not schema:
         schema = ANY_OBJECT
-    return _checked_grammar(
+    return _grammar(
         model, "response_format", lambda: model.grammars.texts.of_json(schema, thinking)
     )
 
@@ -296,17 +313,15 @@ def _call_grammar(request: ChatRequest, model: Model, thinking: Thinking, openin
         for tool in request.tools
         if name in (None, tool.function.name)
     }
-    return _checked_grammar(
+    return _grammar(
         model, "tools", lambda: model.grammars.texts.of_call(schemas, thinking, opening)
     )
 
 
-def _checked_grammar(model: Model, param: str, grammar: Callable[[], str]) -> str:
+def _grammar(model: Model, param: str, grammar: Callable[[], str]) -> str:
     if model.tokenizer.response_initial_state is not None:
         raise bad_field(param, "answers of this model have headers, and cannot be held to a form")
     try:
-        text = grammar()
-        model.grammars.check(text)
+        return grammar()
     except DataError as error:
         raise bad_field(param, str(error)) from error
-    return text

@@ -166,6 +166,15 @@ def test_tools_stand_in_the_prompt_unless_none_may_be_called(served):
     assert not asked(served, tools=[TOOL], parallel_tool_calls=False).manner.several
 
 
+@pytest.mark.parametrize("kind", ["array", ["object", "null"], None])
+def test_arguments_are_an_object_whatever_their_schema_says(served, kind):
+    function = {"name": "f", "parameters": {"type": kind, "items": {"type": "integer"}}}
+    made = asked(served, tools=[{"type": "function", "function": function}], tool_choice="required")
+    assert made.manner.tools[0]["function"]["parameters"]["type"] == "object"
+    grammar = json.loads(made.orders[0].grammar)["grammars"][1]
+    assert grammar["json_schema"]["type"] == "object"
+
+
 NAMED = {"type": "function", "function": {"name": "add"}}
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import resource
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -185,6 +186,30 @@ def test_others_are_answered_while_schemas_are_checked(server, monkeypatch):
         assert [server.post(CHAT, chat()).status for _ in range(2)] == [200] * 2
         asked.set()
         assert [answer.result().status for answer in answers] == [200] * 2
+
+
+def test_others_are_read_between_two_prompts_of_a_request(server, monkeypatch):
+    """A hundred long ones take seconds to cut into tokens."""
+    cut, encode = [], server.engine.base.tokenizer._tokenizer._encode_plus
+    begun, asked = threading.Event(), threading.Event()
+
+    def watched(*given, **how):
+        cut.append(given[0] if given else how["text"])
+        if cut == ["first"]:
+            begun.set()
+            assert asked.wait(SECONDS)
+        return encode(*given, **how)
+
+    monkeypatch.setattr(server.engine.base.tokenizer._tokenizer, "_encode_plus", watched)
+    with ThreadPoolExecutor(2) as others:
+        one = others.submit(server.post, TEXT, text(prompt=["first", "second", "third"]))
+        assert begun.wait(SECONDS)
+        other = others.submit(server.post, TEXT, text(prompt="other"))
+        while server.guard.app.state.service._read._worker.jobs.empty():
+            time.sleep(0.01)  # until it waits, perhaps to be parsed
+        asked.set()
+        assert one.result().status == other.result().status == 200
+    assert cut.index("other") < cut.index("third")
 
 
 def test_others_are_answered_while_a_long_answer_is_written(server, monkeypatch):

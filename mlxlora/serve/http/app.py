@@ -125,7 +125,10 @@ async def _completion(request: Request) -> Response:
     service = _service(request)
     asked = await service.read(partial(parse, await request.body(), CompletionRequest))
     adapter = service.adapter(asked.model)
-    made = await service.read(partial(prompts.completion, asked, service.model, adapter))
+    reading, parts = prompts.continuations(asked, service.model, adapter), []
+    while part := await service.read(partial(next, reading, None)):
+        parts.append(part)
+    made = prompts.joined(parts)
     spelling = service.spelling if asked.logprobs is not None else None
     choices = [
         text_answers.TextChoice(number, echo, spelling) for number, echo in enumerate(made.echoes)

@@ -1,7 +1,7 @@
 """From a request to orders: its prompt rendered, its choices numbered, its answer held."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,10 +132,15 @@ def check(made: Chat, model: Model) -> None:
 
 def completion(request: CompletionRequest, model: Model, adapter: str | None = None) -> Completion:
     """Raises WireError (400)."""
+    return joined(list(continuations(request, model, adapter)))
+
+
+def continuations(
+    request: CompletionRequest, model: Model, adapter: str | None = None
+) -> Iterator[Completion]:
+    """Of each prompt by itself, so that others' can be read between two. Raises WireError (400)."""
     if len(request.prompt) * request.n > MOST_ORDERS:
         raise bad_field("prompt", f"{MOST_ORDERS} answers at most are given to one request")
-    orders: list[Order] = []
-    echoes: list[str] = []
     for number, prompt in enumerate(request.prompt):
         param = f"prompt.{number}" if len(request.prompt) > 1 else "prompt"
         tokens = _checked(prompt, model, param)
@@ -150,11 +155,18 @@ def completion(request: CompletionRequest, model: Model, adapter: str | None = N
             request.logprobs,
             continues=True,
         )
-        orders += _choices(order, request.n)
         text = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
-        echoes += [text if request.echo else ""] * request.n
-    numbers = [i for i in range(len(request.prompt)) for _ in range(request.n)]
-    return Completion(tuple(orders), tuple(numbers), tuple(echoes))
+        count, echo = request.n, text if request.echo else ""
+        yield Completion(tuple(_choices(order, count)), (number,) * count, (echo,) * count)
+
+
+def joined(parts: Sequence[Completion]) -> Completion:
+    """What was read prompt by prompt, as one."""
+    return Completion(
+        tuple(order for part in parts for order in part.orders),
+        tuple(number for part in parts for number in part.prompts),
+        tuple(echo for part in parts for echo in part.echoes),
+    )
 
 
 def _tools(request: ChatRequest, tokenizer: Any) -> list[Tool]:

@@ -27,23 +27,41 @@ def chat_tokens(
 
     words: variables of the template, by name (enable_thinking, for one).
     """
-    try:
-        tokens = list(
-            tokenizer.apply_chat_template(
-                list(messages),
-                tools=tools,
-                add_generation_prompt=True,
-                tokenize=True,
-                **(words or {}),
-            )
-        )
-    except Exception as error:  # templates raise through jinja whatever they like
-        reason = str(error)[:400]
-        raise DataError(f"the chat template refuses this conversation: {reason}") from error
+    tokens = list(_templated(tokenizer, messages, tools, words, tokenize=True))
     if not tokens:
         raise DataError("the chat template renders this conversation as nothing at all")
     check_tokens(tokenizer, tokens)
     return tokens
+
+
+def chat_text(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Any = None,
+    words: Mapping[str, Any] | None = None,
+) -> str:
+    """What chat_tokens are the tokens of."""
+    return str(_templated(tokenizer, messages, tools, words, tokenize=False))
+
+
+def _templated(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Any,
+    words: Mapping[str, Any] | None,
+    tokenize: bool,
+) -> Any:
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages),
+            tools=tools,
+            add_generation_prompt=True,
+            tokenize=tokenize,
+            **(words or {}),
+        )
+    except Exception as error:  # templates raise through jinja whatever they like
+        reason = str(error)[:400]
+        raise DataError(f"the chat template refuses this conversation: {reason}") from error
 
 
 def prompt_tokens(tokenizer: Any, prompt: str, *, raw: bool) -> list[int]:

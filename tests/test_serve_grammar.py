@@ -4,6 +4,8 @@ import functools
 import json
 import os
 import re
+import shutil
+import sys
 from collections import Counter
 
 import mlx.core as mx
@@ -17,6 +19,7 @@ from wire_fuzz import schemas
 from mlxlora.errors import DataError
 from mlxlora.serve.grammar.following import Grammars
 from mlxlora.serve.grammar.process import Lost, Process
+from mlxlora.serve.grammar.program import Program
 from mlxlora.serve.grammar.texts import ANY_OBJECT, json_grammar
 from mlxlora.serve.grammar.vocabulary import Vocabulary
 
@@ -152,6 +155,8 @@ DOUBLED = {
         {"$ref": "file:///etc/passwd"},
         {"type": "object", "properties": {"a": False}, "required": ["a"]},
         {"const": "x" * 100_000},
+        {"type": "integer", "minimum": 10**400},
+        {"properties": {"a": {"const": -(10**4000)}}},
     ],
 )
 def test_a_schema_that_cannot_be_followed_is_refused_before_it_is_used(grammars, schema):
@@ -211,6 +216,21 @@ def test_what_ended_is_followed_no_more(grammars):
     grammar.close()  # of a process that knows nothing of it
 
 
+def test_a_grammar_is_built_once_for_all_choices_of_a_request(tokenizer, monkeypatch):
+    """And each goes its own way."""
+    program, built = Program(Vocabulary.of(tokenizer).make()), []
+    make = program._matcher
+    monkeypatch.setattr(program, "_matcher", lambda text: built.append(text) or make(text))
+    whole, cut = (tokenizer.encode(text) for text in ('{"x":1,"y":"up"}', '{"x":'))
+    begun = [program.follow(number, json_grammar(POINT), []) for number in range(3)]
+    assert len(built) == 1 and begun[0] == begun[1] == begun[2]
+    assert program.step(0, whole)[:2] == ("", True)
+    assert program.step(1, cut)[:2] == ("", False)
+    assert program.step(2, []) == begun[2]
+    assert program.follow(3, json_grammar({"type": "array"}), []) != begun[0]
+    assert len(built) == 2
+
+
 def test_closing_ends_the_processes_and_they_come_again(tokenizer):
     grammars = Grammars(tokenizer)
     grammars.check(json_grammar(POINT))
@@ -228,6 +248,39 @@ def test_the_processes_end_with_the_one_that_asked(tokenizer, tmp_path):
     process.start()
     process._connection.close()
     assert process._running.wait(60) == 0
+
+
+def test_a_process_that_ended_by_another_s_hand_is_no_fault_of_a_schema(grammars, tokenizer):
+    grammar = grammars.grammar(json_grammar(POINT), 3)
+    tokens = tokenizer.encode('{"x":1,')
+    assert admitted(grammar, tokens[:2]) == {tokens[2]}
+    for process in (grammars._checking, grammars._following):
+        process.start()
+        process._running.kill()
+        process._running.wait()
+    grammars.check(json_grammar(POINT))
+    assert admitted(grammar, tokens[:3]) == {tokens[3]}
+
+
+def test_where_no_process_can_be_started_nothing_but_its_request_fails(tokenizer, monkeypatch):
+    grammars = Grammars(tokenizer)
+    grammar = grammars.grammar(json_grammar(POINT), 3)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(OSError):
+        grammars.check(json_grammar(POINT))
+    with pytest.raises(OSError):
+        admitted(grammar, [])
+    grammar.close()
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))  # it ends as it begins
+    with pytest.raises(OSError):
+        grammars.check(json_grammar(POINT))
+    with pytest.raises(OSError):
+        admitted(grammar, [])
+    grammar.close()
+    monkeypatch.undo()
+    grammars.check(json_grammar(POINT))
+    assert admitted(grammar, [])
+    grammars.close()
 
 
 def test_work_beyond_its_time_ends(tokenizer):

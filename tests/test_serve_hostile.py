@@ -3,6 +3,9 @@
 import asyncio
 import json
 import resource
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -11,6 +14,7 @@ from live_server import BASE, END, SECONDS, Answer, Reading, exchange, live, req
 from mlxlora.serve.engine import Options
 from mlxlora.serve.http import protocol
 from mlxlora.serve.http.server import allow_connections
+from mlxlora.serve.wire import chat_answers
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -166,6 +170,66 @@ def test_nothing_more_is_generated_for_who_went_away(server, stream):
     assert server.engine.vitals.counters.tokens < tokens + 1900
 
 
+def test_others_are_answered_while_schemas_are_checked(server, monkeypatch):
+    begun, asked, check = threading.Event(), threading.Event(), server.engine.grammars.check
+
+    def slowly(grammar):
+        begun.set()
+        assert asked.wait(SECONDS)
+        check(grammar)
+
+    monkeypatch.setattr(server.engine.grammars, "check", slowly)
+    held = chat(response_format={"type": "json_object"})
+    with ThreadPoolExecutor(2) as others:
+        answers = [others.submit(server.post, CHAT, held) for _ in range(2)]
+        assert begun.wait(SECONDS)
+        assert [server.post(CHAT, chat()).status for _ in range(2)] == [200] * 2
+        asked.set()
+        assert [answer.result().status for answer in answers] == [200] * 2
+
+
+def test_others_are_read_between_two_prompts_of_a_request(server, monkeypatch):
+    """A hundred long ones take seconds to cut into tokens."""
+    cut, encode = [], server.engine.base.tokenizer._tokenizer._encode_plus
+    begun, asked = threading.Event(), threading.Event()
+
+    def watched(*given, **how):
+        cut.append(given[0] if given else how["text"])
+        if cut == ["first"]:
+            begun.set()
+            assert asked.wait(SECONDS)
+        return encode(*given, **how)
+
+    monkeypatch.setattr(server.engine.base.tokenizer._tokenizer, "_encode_plus", watched)
+    with ThreadPoolExecutor(2) as others:
+        one = others.submit(server.post, TEXT, text(prompt=["first", "second", "third"]))
+        assert begun.wait(SECONDS)
+        other = others.submit(server.post, TEXT, text(prompt="other"))
+        while server.guard.app.state.service._read._worker.jobs.empty():
+            time.sleep(0.01)  # until it waits, perhaps to be parsed
+        asked.set()
+        assert one.result().status == other.result().status == 200
+    assert cut.index("other") < cut.index("third")
+
+
+def test_others_are_answered_while_a_long_answer_is_written(server, monkeypatch):
+    """As one with the log-probabilities of many tokens is, for seconds."""
+    begun, asked, write = threading.Event(), threading.Event(), chat_answers.chat_completion
+
+    def written(*given):
+        begun.set()
+        assert asked.wait(SECONDS)
+        return write(*given)
+
+    monkeypatch.setattr(chat_answers, "chat_completion", written)
+    with ThreadPoolExecutor(1) as others:
+        answer = others.submit(server.post, CHAT, chat(logprobs=True, top_logprobs=20))
+        assert begun.wait(SECONDS)
+        assert server.post(TEXT, text()).status == 200
+        asked.set()
+        assert answer.result().status == 200
+
+
 def test_what_is_far_too_long_is_refused_before_it_is_read(server, monkeypatch):
     """Cutting so much into tokens would take a minute, and others wait for the tokenizer."""
     tokenizer = server.engine.base.tokenizer
@@ -183,6 +247,29 @@ def test_what_is_far_too_long_is_refused_before_it_is_read(server, monkeypatch):
         assert (answer.status, answer.error["param"]) == (400, param)
         assert "letters" in answer.error["message"]
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("place", ["prompt", "content", "reasoning", "name", "tool_call_id"])
+def test_what_is_too_long_is_not_cut_to_its_end(server, monkeypatch, place):
+    """Wherever it stands, and although each of its tokens may have many letters."""
+    tokenizer = server.engine.base.tokenizer
+    shown = "{% for m in messages %}{% for name in m %}{{ m[name] }}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(tokenizer._tokenizer, "chat_template", shown)
+    cut, encode = [], tokenizer._tokenizer._encode_plus
+
+    def watched(*given, **how):
+        cut.append(len(given[0] if given else how["text"]))
+        return encode(*given, **how)
+
+    monkeypatch.setattr(tokenizer._tokenizer, "_encode_plus", watched)
+    long = "ab c" * (1 << (14 if place in ("prompt", "content") else 20))
+    role = {"reasoning": "assistant", "tool_call_id": "tool"}.get(place, "user")
+    turn = {"role": role, "content": "", place: long}
+    path, body = (TEXT, text(prompt=long)) if place == "prompt" else (CHAT, chat(messages=[turn]))
+    answer = server.post(path, body)
+    assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
+    assert sum(cut) <= 1 << 17
+    assert server.post(CHAT, chat()).status == 200
 
 
 # Who may ask

@@ -9,7 +9,7 @@ from test_serve_grammar import POINT, read
 
 from mlxlora.serve.grammar.following import Grammars
 from mlxlora.serve.orders import Sampling
-from mlxlora.serve.wire.prompts import Defaults, Model, chat, completion
+from mlxlora.serve.wire.prompts import Defaults, Model, chat, check, completion
 from mlxlora.serve.wire.refusals import WireError
 from mlxlora.serve.wire.requests import ChatRequest, CompletionRequest, parse
 from mlxlora.serve.wire.speech import Manner, Speech
@@ -36,7 +36,9 @@ def served(tmp_path_factory):
 
 def asked(served, **fields):
     body = {"model": "m", "messages": TURNS, **fields}
-    return chat(parse(json.dumps(body).encode(), ChatRequest), served, "mine")
+    made = chat(parse(json.dumps(body).encode(), ChatRequest), served, "mine")
+    check(made, served)
+    return made
 
 
 def continued(served, prompt="ab", **fields):
@@ -162,6 +164,15 @@ def test_tools_stand_in_the_prompt_unless_none_may_be_called(served):
     assert told.orders[0].grammar is None and told.manner.tools[0]["function"]["name"] == "add"
     assert asked(served, tools=[TOOL], tool_choice="none") == asked(served)
     assert not asked(served, tools=[TOOL], parallel_tool_calls=False).manner.several
+
+
+@pytest.mark.parametrize("kind", ["array", ["object", "null"], None])
+def test_arguments_are_an_object_whatever_their_schema_says(served, kind):
+    function = {"name": "f", "parameters": {"type": kind, "items": {"type": "integer"}}}
+    made = asked(served, tools=[{"type": "function", "function": function}], tool_choice="required")
+    assert made.manner.tools[0]["function"]["parameters"]["type"] == "object"
+    grammar = json.loads(made.orders[0].grammar)["grammars"][1]
+    assert grammar["json_schema"]["type"] == "object"
 
 
 NAMED = {"type": "function", "function": {"name": "add"}}

@@ -95,10 +95,11 @@ class Grammar:
     def close(self) -> None:
         """The answer has ended."""
         if self._known == self._process.losses:
-            with suppress(Lost):
+            with suppress(Lost, DataError, OSError):  # then nothing is left of it there
                 self._process.ask(STEP_SECONDS, "drop", self._number)
 
     def _step(self, new: list[int]) -> tuple[Any, ...]:
+        self._process.start()  # had it ended meanwhile, that is counted as a loss now
         if self._known == self._process.losses:
             return self._process.ask(STEP_SECONDS, "step", self._number, new)
         # Its first token, or the process was lost since over another answer.

@@ -1,4 +1,4 @@
-"""The process that follows grammars, as seen from the server's."""
+"""A process for work that may have to be ended, as seen from the server's."""
 
 import os
 import socket
@@ -10,9 +10,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from mlxlora.errors import DataError
-from mlxlora.serve.grammar.vocabulary import Vocabulary
 
-PROGRAM = "mlxlora.serve.grammar.program"
+GRAMMARS = "mlxlora.serve.grammar.program"  # follows them
 
 
 class Lost(Exception):
@@ -22,33 +21,33 @@ class Lost(Exception):
 class Process:
     """Started when it is first needed, and again after it was lost. For any thread."""
 
-    def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
+    def __init__(self, needed: Callable[[], object], program: str = GRAMMARS) -> None:
+        """needed: makes what it is told first of all, a vocabulary. program: the module it runs."""
         self.losses = 0  # what it knew before the last one, it knows no more
-        self._vocabulary = vocabulary
+        self._needed, self._program = needed, program
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._greeted = False
 
     def start(self) -> None:
-        """Have it get ready, without waiting for it. Raises DataError for an unfit tokenizer."""
+        """Have it get ready, without waiting for it, if it is not there any more.
+
+        Raises DataError for an unfit tokenizer, or OSError if it cannot be started.
+        """
         with self._lock:
             self._start()
 
     def ask(self, seconds: float, name: str, *given: Any) -> tuple[Any, ...]:
         """Have this done within so many seconds of processor time.
 
-        Raises DataError for a tokenizer that it does not know, or Lost.
+        Raises DataError for a tokenizer that it does not know, OSError if it cannot be started,
+        or Lost.
         """
         with self._lock:
             connection = self._start()
+            self._greet(connection)
             try:
-                if not self._greeted:
-                    (fault,) = connection.recv()
-                    if fault:
-                        self._end()
-                        raise DataError(fault)
-                    self._greeted = True
                 connection.send((seconds, name, given))
                 return tuple(connection.recv())
             except (EOFError, OSError) as error:
@@ -59,28 +58,48 @@ class Process:
         with self._lock:
             self._end()
 
+    def _greet(self, connection: Connection) -> None:
+        if self._greeted:
+            return
+        try:
+            (fault,) = connection.recv()
+        except (EOFError, OSError) as error:
+            self._end()
+            raise OSError("a process that the server needs ended as it began") from error
+        if fault:
+            self._end()
+            raise DataError(fault)
+        self._greeted = True
+
     def _start(self) -> Connection:
+        if self._running is not None and self._running.poll() is not None:
+            self._end()  # by another's hand, of a system short of memory perhaps: nobody's fault
         if self._connection is not None:
             return self._connection
+        needed = self._needed()
         ours, theirs = socket.socketpair()
         # What can be imported here can be there; nothing else is looked for where it is started.
         paths = os.pathsep.join(path for path in sys.path if path)
         try:
             with theirs:
                 self._running = subprocess.Popen(
-                    [sys.executable, "-P", "-m", PROGRAM, str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", self._program, str(theirs.fileno())],
                     env={**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"},
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,  # llguidance's last words
+                    stderr=subprocess.DEVNULL,  # its last words
                     start_new_session=True,  # Ctrl-C is for the server
                 )
             self._connection = Connection(ours.detach())
         finally:
             ours.close()
         self._greeted = False
-        self._connection.send(self._vocabulary())
+        try:
+            self._connection.send(needed)
+        except OSError:
+            self._end()
+            raise
         return self._connection
 
     def _end(self) -> None:

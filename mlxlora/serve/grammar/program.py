@@ -7,6 +7,7 @@ the system ends it, and whoever asked sees the other end of the socket closed.
 
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -33,6 +34,7 @@ class Program:
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self._tokenizer = tokenizer
         self._followed: dict[int, LLMatcher] = {}
+        self._last: tuple[str, LLMatcher] | None = None  # the grammar begun last, at its beginning
 
     def check(self, grammar: str) -> tuple[str]:
         """Whether it can be followed, for a few tokens."""
@@ -46,8 +48,14 @@ class Program:
         return (_fault(matcher),)
 
     def follow(self, number: int, grammar: str, tokens: list[int]) -> tuple[str, bool, bytes]:
-        """Begin an answer by a grammar, which will go by this number; then as step."""
-        self._followed[number] = self._matcher(grammar)
+        """Begin an answer by a grammar, which will go by this number; then as step.
+
+        The choices of a request have one grammar, which is built for the first of them alone.
+        """
+        if self._last is None or self._last[0] != grammar:
+            self._last = None  # not both at once
+            self._last = grammar, self._matcher(grammar)
+        self._followed[number] = self._last[1].deep_copy()
         return self.step(number, tokens)
 
     def step(self, number: int, tokens: list[int]) -> tuple[str, bool, bytes]:
@@ -70,14 +78,15 @@ class Program:
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, begin: Callable[[Any], object]) -> None:
+    """begin: from what is told first of all to what does the work, by the names of its methods."""
     with suppress(EOFError, ConnectionError):  # nobody is there any more
-        _serve(Connection(descriptor))
+        _serve(Connection(descriptor), begin)
 
 
-def _serve(connection: Any) -> None:
+def _serve(connection: Any, begin: Callable[[Any], object]) -> None:
     try:
-        program = Program(connection.recv().make())
+        program = begin(connection.recv())
     except DataError as error:
         connection.send((str(error),))
         return
@@ -97,4 +106,4 @@ def _fault(matcher: Any) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), lambda vocabulary: Program(vocabulary.make()))

@@ -18,11 +18,15 @@ Thinking = Literal["no", "possible", "open"]  # open: the prompt ends within it
 
 
 def json_grammar(schema: dict[str, Any]) -> str:
-    """The grammar of JSON that a schema describes. Raises DataError for one too large."""
+    """The grammar of JSON that a schema describes. Raises DataError for one that is too large, or
+    holds a number that is."""
     text = json.dumps(schema)
     if len(text) > LARGEST:
         raise DataError(f"the schema has {len(text):,} characters; at most {LARGEST:,} are read")
-    return str(LLMatcher.grammar_from_json_schema(text, overrides=SPACES))
+    try:
+        return str(LLMatcher.grammar_from_json_schema(text, overrides=SPACES))
+    except ValueError as error:  # whole numbers beyond what a float can hold
+        raise DataError(f"the schema cannot be read: {error}") from error
 
 
 class Texts:

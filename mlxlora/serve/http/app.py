@@ -98,10 +98,13 @@ async def _chat(request: Request) -> Response:
     asked = await service.read(partial(parse, await request.body(), ChatRequest))
     adapter = service.adapter(asked.model)
     made = await service.read(partial(prompts.chat, asked, service.model, adapter))
+    await service.check(made)
     spelling = service.spelling if asked.logprobs else None
     tokenizer = service.engine.base.tokenizer
     choices = [
-        chat_answers.ChatChoice(number, Speech(tokenizer, made.manner), spelling)
+        chat_answers.ChatChoice(
+            number, Speech(tokenizer, made.manner, service.calls.read), spelling
+        )
         for number in range(len(made.orders))
     ]
     chat = Asked(
@@ -113,6 +116,7 @@ async def _chat(request: Request) -> Response:
         chat_answers.chat_completion,
         asked.stream,
         asked.include_usage,
+        bool(made.manner.tools) and service.calls.slow,
     )
     return await reply(service, chat, request.receive)
 
@@ -121,7 +125,10 @@ async def _completion(request: Request) -> Response:
     service = _service(request)
     asked = await service.read(partial(parse, await request.body(), CompletionRequest))
     adapter = service.adapter(asked.model)
-    made = await service.read(partial(prompts.completion, asked, service.model, adapter))
+    reading, parts = prompts.continuations(asked, service.model, adapter), []
+    while part := await service.read(partial(next, reading, None)):
+        parts.append(part)
+    made = prompts.joined(parts)
     spelling = service.spelling if asked.logprobs is not None else None
     choices = [
         text_answers.TextChoice(number, echo, spelling) for number, echo in enumerate(made.echoes)

@@ -12,7 +12,13 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive
 
-from mlxlora.serve.http.answering import QUIET_SECONDS, EventStream, Running, while_connected
+from mlxlora.serve.http.answering import (
+    QUIET_SECONDS,
+    EventStream,
+    Numbered,
+    Running,
+    while_connected,
+)
 from mlxlora.serve.http.refusing import as_wire
 from mlxlora.serve.http.service import Service
 from mlxlora.serve.orders import End, Order, Piece
@@ -32,7 +38,8 @@ class Choice(Protocol):
 class Asked:
     """A request that was read. prompts: of each choice, the number of its prompt.
 
-    chunk and whole write an answer of its kind (chat_answers.py, text_answers.py).
+    chunk and whole write an answer of its kind (chat_answers.py, text_answers.py). slow: choices
+    may take their time with an event.
     """
 
     head: Head
@@ -43,6 +50,7 @@ class Asked:
     whole: Callable[..., Json]
     stream: bool
     tells_usage: bool
+    slow: bool = False
 
 
 async def reply(service: Service, asked: Asked, receive: Receive) -> Response:
@@ -65,12 +73,14 @@ async def _whole(service: Service, running: Running, asked: Asked) -> Response:
     try:
         async with aclosing(running.events()) as coming:
             async for events in coming:
-                for number, event in events:
-                    told.take(number, event)
+                await told.take(events)
     finally:
         running.cancel()
         told.report()
-    return as_json(asked.whole(asked.head, asked.choices, told.usage))
+    # Of many tokens' log-probabilities, seconds of writing: not here, where others are answered.
+    return await asyncio.to_thread(
+        lambda: as_json(asked.whole(asked.head, asked.choices, told.usage))
+    )
 
 
 async def _chunks(service: Service, running: Running, asked: Asked) -> AsyncIterator[list[Json]]:
@@ -82,7 +92,7 @@ async def _chunks(service: Service, running: Running, asked: Asked) -> AsyncIter
             yield [chunk([one]) for one in first if one is not None]
         async with aclosing(running.events(QUIET_SECONDS)) as coming:
             async for events in coming:
-                new = [one for number, event in events for one in told.take(number, event)]
+                new = await told.take(events)
                 if new or not events:
                     yield [chunk([one]) for one in new]
         if asked.tells_usage:
@@ -100,8 +110,16 @@ class _Told:
         self._ends: list[tuple[int, End]] = []
         self._began = time.monotonic()
 
-    def take(self, number: int, event: Any) -> list[Json]:
-        """The choices of the chunks that follow from an event."""
+    async def take(self, events: list[Numbered]) -> list[Json]:
+        """The choices of the chunks that follow from events."""
+        if self._asked.slow:
+            return await asyncio.to_thread(self._take, events)
+        return self._take(events)
+
+    def _take(self, events: list[Numbered]) -> list[Json]:
+        return [one for number, event in events for one in self._said(number, event)]
+
+    def _said(self, number: int, event: Any) -> list[Json]:
         choice: Choice = self._asked.choices[number]
         if isinstance(event, End):
             self._ends.append((self._asked.prompts[number], event))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mlxlora.serve.calls import Calls
 from mlxlora.serve.engine import Engine
 from mlxlora.serve.http.reader import Reader
 from mlxlora.serve.wire import prompts
@@ -33,13 +34,19 @@ class Service:
             tokenizer, self.engine.room.context, self.engine.grammars, self.defaults
         )
         self.spelling = Spelling(tokenizer)
+        self.calls = Calls(tokenizer)
         self.capabilities = capabilities(tokenizer)
         self.fingerprint = f"mlxlora-{self.engine.base.identity.fingerprint[:12]}"
-        self._read = Reader()
+        self._read, self._check = Reader(), Reader()
 
     async def read(self, what: Callable[[], T]) -> T:
         """Have what may take its time done beside the event loop."""
         return await self._read(what)
+
+    async def check(self, made: prompts.Chat) -> None:
+        """Whether its grammar can be followed. Only who brings a grammar waits for others'."""
+        if made.holds:
+            await self._check(lambda: prompts.check(made, self.model))
 
     def adapter(self, model: str) -> str | None:
         """The adapter that a request means. Raises WireError (404)."""

@@ -1,7 +1,7 @@
 """From a request to orders: its prompt rendered, its choices numbered, its answer held."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ from mlx_lm.tool_parsers import json_tools
 
 from mlxlora.base import check_tokens
 from mlxlora.errors import DataError
-from mlxlora.generate import chat_tokens
+from mlxlora.generate import chat_text, chat_tokens
 from mlxlora.serve.grammar.following import Grammars
 from mlxlora.serve.grammar.texts import ANY_OBJECT, Thinking
 from mlxlora.serve.orders import Order, Sampling
@@ -21,6 +21,9 @@ from mlxlora.serve.wire.tools import Tool, arguments_schema
 
 MOST_ORDERS = 128  # of one request
 LETTERS = 64  # of a token on average, at most; more than a context of them need not be cut first
+MANY = 4  # of a token on average, if so many fill a context: then it is cut bit by bit first
+BIT = 1 << 16  # letters
+BESIDE = ("reasoning", "name", "tool_call_id")  # texts of a turn that not all templates write
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / the golden ratio: choices' seeds lie far from each other
 
 
@@ -58,10 +61,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Chat:
-    """The orders of a chat request, one a choice, and how their text is to be understood."""
+    """The orders of a chat request, one a choice, and how their text is to be understood.
+
+    holds: the field of the request that a grammar comes from, "" if none holds the answers.
+    """
 
     orders: tuple[Order, ...]
     manner: Manner
+    holds: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Completion:
 
 
 def chat(request: ChatRequest, model: Model, adapter: str | None = None) -> Chat:
-    """Raises WireError (400). Checking a grammar takes its time: not for an event loop."""
+    """Raises WireError (400). Whether its grammar can be followed, check() tells."""
     tokenizer, choice = model.tokenizer, request.choice
     if not tokenizer.has_chat_template:
         raise bad_field("messages", "this model has no chat template; ask /v1/completions")
@@ -85,11 +92,13 @@ def chat(request: ChatRequest, model: Model, adapter: str | None = None) -> Chat
     tokens = _rendered(request, model, tools)
     thinking = thinking_of(tokenizer, tokens)
     native = tokenizer.tool_parser is json_tools.parse_tool_call
-    grammar = None
+    grammar, holds = None, ""
     if choice.kind == "required":
         opening = tokenizer.tool_call_start if native else ""
+        holds = "tools"
         grammar = _call_grammar(request, model, thinking, opening)
     elif request.response_format is not None and request.response_format.type != "text":
+        holds = "response_format"
         grammar = _json_grammar(request, model, thinking)
     order = Order(
         tuple(tokens),
@@ -107,15 +116,31 @@ def chat(request: ChatRequest, model: Model, adapter: str | None = None) -> Chat
         calls=choice.kind == "required" and not native,
         several=request.parallel_tool_calls,
     )
-    return Chat(tuple(_choices(order, request.n)), manner)
+    return Chat(tuple(_choices(order, request.n)), manner, holds)
+
+
+def check(made: Chat, model: Model) -> None:
+    """Raise WireError (400) for a grammar that cannot be followed. That may take a second."""
+    grammar = made.orders[0].grammar
+    if grammar is None:
+        return
+    try:
+        model.grammars.check(grammar)
+    except DataError as error:
+        raise bad_field(made.holds, str(error)) from error
 
 
 def completion(request: CompletionRequest, model: Model, adapter: str | None = None) -> Completion:
     """Raises WireError (400)."""
+    return joined(list(continuations(request, model, adapter)))
+
+
+def continuations(
+    request: CompletionRequest, model: Model, adapter: str | None = None
+) -> Iterator[Completion]:
+    """Of each prompt by itself, so that others' can be read between two. Raises WireError (400)."""
     if len(request.prompt) * request.n > MOST_ORDERS:
         raise bad_field("prompt", f"{MOST_ORDERS} answers at most are given to one request")
-    orders: list[Order] = []
-    echoes: list[str] = []
     for number, prompt in enumerate(request.prompt):
         param = f"prompt.{number}" if len(request.prompt) > 1 else "prompt"
         tokens = _checked(prompt, model, param)
@@ -130,11 +155,18 @@ def completion(request: CompletionRequest, model: Model, adapter: str | None = N
             request.logprobs,
             continues=True,
         )
-        orders += _choices(order, request.n)
         text = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
-        echoes += [text if request.echo else ""] * request.n
-    numbers = [i for i in range(len(request.prompt)) for _ in range(request.n)]
-    return Completion(tuple(orders), tuple(numbers), tuple(echoes))
+        count, echo = request.n, text if request.echo else ""
+        yield Completion(tuple(_choices(order, count)), (number,) * count, (echo,) * count)
+
+
+def joined(parts: Sequence[Completion]) -> Completion:
+    """What was read prompt by prompt, as one."""
+    return Completion(
+        tuple(order for part in parts for order in part.orders),
+        tuple(number for part in parts for number in part.prompts),
+        tuple(echo for part in parts for echo in part.echoes),
+    )
 
 
 def _tools(request: ChatRequest, tokenizer: Any) -> list[Tool]:
@@ -171,9 +203,15 @@ def _rendered(request: ChatRequest, model: Model, tools: list[Tool]) -> list[int
     turns = [message.plain() for message in request.messages]
     told = [tool.plain() for tool in tools]
     calls = sum(len(json.dumps(turn.get("tool_calls", ""))) for turn in turns)
-    _check_length(calls + sum(len(turn["content"]) for turn in turns), model, "messages")
-    _check_length(len(json.dumps(told)), model, "tools")
+    said = calls + sum(len(turn["content"]) for turn in turns)
+    beside = sum(len(turn.get(name, "")) for turn in turns for name in BESIDE)
+    schemas = len(json.dumps(told))
+    _check_length(said, model, "messages")
+    _check_length(schemas, model, "tools")
     try:
+        if said + beside + schemas > MANY * model.context:  # templates leave out what they like
+            text = chat_text(model.tokenizer, turns, told or None, words)
+            _check_cut(text, model, "messages")
         return chat_tokens(model.tokenizer, turns, told or None, words)
     except DataError as error:
         raise bad_field("messages", str(error)) from error
@@ -186,7 +224,7 @@ def _checked(prompt: str | list[int], model: Model, param: str) -> list[int]:
         if min(prompt) < 0 or largest >= model.vocabulary:
             raise bad_field(param, f"token ids are from 0 to {model.vocabulary - 1:,}")
         return prompt
-    _check_length(len(prompt), model, param)
+    _check_cut(prompt, model, param)
     tokens = list(model.tokenizer.encode(prompt))
     if not tokens:
         raise bad_field(param, "it is empty to this model, so there is nothing to continue")
@@ -200,6 +238,22 @@ def _checked(prompt: str | list[int], model: Model, param: str) -> list[int]:
 def _check_length(letters: int, model: Model, param: str) -> None:
     if letters > LETTERS * model.context:
         raise _too_long(f"this has {letters:,} letters", model, param)
+
+
+def _check_cut(text: str, model: Model, param: str) -> None:
+    """Raise WireError for a text of so many tokens that cutting it would hold others up.
+
+    Where it is cut into bits a token becomes two, but hardly twice as many in all.
+    """
+    _check_length(len(text), model, param)
+    if len(text) <= MANY * model.context:
+        return
+    tokens = 0
+    for begin in range(0, len(text), BIT):
+        bit = text[begin : begin + BIT]
+        tokens += len(model.tokenizer.encode(bit, add_special_tokens=False))
+        if tokens > 2 * model.context:
+            raise _too_long(f"this is more than {model.context:,} tokens", model, param)
 
 
 def _too_long(what: str, model: Model, param: str) -> WireError:
@@ -259,7 +313,7 @@ def _json_grammar(request: ChatRequest, model: Model, thinking: Thinking) -> str
     schema = ANY_OBJECT if asked.json_schema is None else asked.json_schema.schema_
     if not schema:
         schema = ANY_OBJECT
-    return _checked_grammar(
+    return _grammar(
         model, "response_format", lambda: model.grammars.texts.of_json(schema, thinking)
     )
 
@@ -271,17 +325,15 @@ def _call_grammar(request: ChatRequest, model: Model, thinking: Thinking, openin
         for tool in request.tools
         if name in (None, tool.function.name)
     }
-    return _checked_grammar(
+    return _grammar(
         model, "tools", lambda: model.grammars.texts.of_call(schemas, thinking, opening)
     )
 
 
-def _checked_grammar(model: Model, param: str, grammar: Callable[[], str]) -> str:
+def _grammar(model: Model, param: str, grammar: Callable[[], str]) -> str:
     if model.tokenizer.response_initial_state is not None:
         raise bad_field(param, "answers of this model have headers, and cannot be held to a form")
     try:
-        text = grammar()
-        model.grammars.check(text)
+        return grammar()
     except DataError as error:
         raise bad_field(param, str(error)) from error
-    return text

@@ -55,9 +55,16 @@ class Said:
 class Speech:
     """feed() an answer's text, then end() it."""
 
-    def __init__(self, tokenizer: Any, manner: Manner | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        manner: Manner | None = None,
+        read: Callable[..., Any] | None = None,
+    ) -> None:
+        """read: how a text is read as calls (serve/calls.py); None: by the tokenizer's parser."""
         self._tokenizer = tokenizer
         self.manner = manner or Manner()
+        self._parser = _json if self.manner.calls else read or tokenizer.tool_parser
         self.called = 0
         native = bool(self.manner.tools) and not self.manner.calls
         self._listens = native and tokenizer.has_tool_calling
@@ -130,7 +137,7 @@ class Speech:
     def _read(self, text: str, end: str = "") -> tuple[tuple[Call, ...], str]:
         """The calls that a text makes; or the text with its marks, if it makes none."""
         native = not self.manner.calls
-        calls = _calls(self._tokenizer.tool_parser if native else _json, text, self.manner.tools)
+        calls = _calls(self._parser, text, self.manner.tools)
         if calls is None:
             start = self._tokenizer.tool_call_start if native else ""
             return (), self._content.add(f"{start}{text}{end}")

@@ -5,18 +5,24 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, SPMStreamingDetokenizer
 
+KEPT = 1 << 16  # tokens; twenty likeliest of each place are few different ones
+
 
 class Spelling:
     """Of one tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._kept = lru_cache(KEPT)(self._raw)
         self._added = {
             number: token.content for number, token in tokenizer.added_tokens_decoder.items()
         }
 
     def raw(self, token: int) -> bytes:
         """Its bytes; none for a token that only the model knows."""
+        return self._kept(token)
+
+    def _raw(self, token: int) -> bytes:
         if token in self._added:
             return str(self._added[token]).encode()
         piece = self._tokenizer.convert_ids_to_tokens(token)

@@ -59,4 +59,5 @@ def read_choice(value: Any) -> Choice:
 
 def arguments_schema(tool: Tool) -> dict[str, Any]:
     """The JSON schema of a call's arguments, which are an object whatever it says."""
-    return {"type": "object", "properties": {}, **tool.function.parameters}
+    asked = tool.function.parameters
+    return {"type": "object", "properties": {}, **asked} | {"type": "object"}

@@ -7,7 +7,7 @@ import pytest
 from live_server import BASE, live
 from mlx_lm.tool_parsers import gemma4, glm47, json_tools, laguna, longcat, pythonic, qwen3_coder
 
-from mlxlora.serve.calls import SHORT, Calls
+from mlxlora.serve.calls.reading import SHORT, Calls
 
 LONG = "x" * 2 * SHORT
 WRITTEN = {

@@ -17,8 +17,8 @@ from marks import MARKS, VOCABULARY, marked
 from wire_fuzz import schemas
 
 from mlxlora.errors import DataError
-from mlxlora.serve.grammar.following import Grammars
-from mlxlora.serve.grammar.process import Lost, Process
+from mlxlora.serve.apart.process import Lost, Process
+from mlxlora.serve.grammar.following import PROGRAM, Grammars
 from mlxlora.serve.grammar.program import Program
 from mlxlora.serve.grammar.texts import ANY_OBJECT, json_grammar
 from mlxlora.serve.grammar.vocabulary import Vocabulary
@@ -244,7 +244,7 @@ def test_closing_ends_the_processes_and_they_come_again(tokenizer):
 
 def test_the_processes_end_with_the_one_that_asked(tokenizer, tmp_path):
     """However it ends."""
-    process = Process(lambda: Vocabulary.of(tokenizer))
+    process = Process(PROGRAM, lambda: Vocabulary.of(tokenizer))
     process.start()
     process._connection.close()
     assert process._running.wait(60) == 0
@@ -284,7 +284,7 @@ def test_where_no_process_can_be_started_nothing_but_its_request_fails(tokenizer
 
 
 def test_work_beyond_its_time_ends(tokenizer):
-    process = Process(lambda: Vocabulary.of(tokenizer))
+    process = Process(PROGRAM, lambda: Vocabulary.of(tokenizer))
     large = json_grammar({"type": "integer", "multipleOf": 10**6 + 3})
     with pytest.raises(Lost):
         process.ask(0.02, "check", large)

@@ -14,12 +14,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlxlora.errors import DataError
-from mlxlora.serve.grammar.process import Lost, Process
+from mlxlora.serve.apart.process import Lost, Process
 from mlxlora.serve.grammar.texts import Texts
 from mlxlora.serve.grammar.vocabulary import Vocabulary
 
+PROGRAM = "mlxlora.serve.grammar.program"
 # Of processor time. All that is answered waits while one answer's grammar is begun or goes on.
-CHECK_SECONDS = 1.0
+CHECK_SECONDS = 0.5
 STEP_SECONDS = 0.5
 FOLLOW_SECONDS = 2 * CHECK_SECONDS  # what was checked is read once more
 
@@ -34,7 +35,7 @@ class Grammars:
     def __init__(self, tokenizer: Any) -> None:
         vocabulary = cache(lambda: Vocabulary.of(tokenizer))
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
-        self._checking, self._following = Process(vocabulary), Process(vocabulary)
+        self._checking, self._following = (Process(PROGRAM, vocabulary) for _ in range(2))
 
     @cached_property
     def texts(self) -> Texts:

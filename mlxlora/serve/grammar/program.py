@@ -1,21 +1,12 @@
-"""Follows grammars in a process of its own: `python -m mlxlora.serve.grammar.program FD`.
+"""Follows grammars in a process of its own: `python -m mlxlora.serve.grammar.program FD`."""
 
-A schema that a stranger wrote can make a parser loop, take all memory or overflow its stack.
-Here that ends this process alone: each piece of work has a limit of processor time, beyond which
-the system ends it, and whoever asked sees the other end of the socket closed.
-"""
-
-import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from mlxlora.errors import DataError
+from mlxlora.serve.apart.loop import work
 
 TRIED = 3  # tokens, before a grammar is taken
 # For building and for each step; a schema that needs more is refused before it is answered to.
@@ -78,27 +69,6 @@ class Program:
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
 
 
-def main(descriptor: int, begin: Callable[[Any], object]) -> None:
-    """begin: from what is told first of all to what does the work, by the names of its methods."""
-    with suppress(EOFError, ConnectionError):  # nobody is there any more
-        _serve(Connection(descriptor), begin)
-
-
-def _serve(connection: Any, begin: Callable[[Any], object]) -> None:
-    try:
-        program = begin(connection.recv())
-    except DataError as error:
-        connection.send((str(error),))
-        return
-    connection.send(("",))
-    while True:
-        seconds, name, given = connection.recv()
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends a process
-        answer = getattr(program, name)(*given)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        connection.send(answer)
-
-
 def _fault(matcher: Any) -> str:
     if not matcher.is_error():
         return ""
@@ -106,4 +76,4 @@ def _fault(matcher: Any) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), lambda vocabulary: Program(vocabulary.make()))
+    work(int(sys.argv[1]), lambda vocabulary: Program(vocabulary.make()))

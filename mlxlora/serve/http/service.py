@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlxlora.serve.calls import Calls
+from mlxlora.serve.calls.reading import Calls
 from mlxlora.serve.engine import Engine
 from mlxlora.serve.http.reader import Reader
 from mlxlora.serve.wire import prompts

@@ -61,7 +61,7 @@ class Speech:
         manner: Manner | None = None,
         read: Callable[..., Any] | None = None,
     ) -> None:
-        """read: how a text is read as calls (serve/calls.py); None: by the tokenizer's parser."""
+        """read: how a text is read as calls (serve/calls/); None: by the tokenizer's parser."""
         self._tokenizer = tokenizer
         self.manner = manner or Manner()
         self._parser = _json if self.manner.calls else read or tokenizer.tool_parser

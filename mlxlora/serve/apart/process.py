@@ -11,8 +11,6 @@ from typing import Any
 
 from mlxlora.errors import DataError
 
-GRAMMARS = "mlxlora.serve.grammar.program"  # follows them
-
 
 class Lost(Exception):
     """The process ended over what it was asked: too much time or memory, or a fault of its own."""
@@ -21,8 +19,8 @@ class Lost(Exception):
 class Process:
     """Started when it is first needed, and again after it was lost. For any thread."""
 
-    def __init__(self, needed: Callable[[], object], program: str = GRAMMARS) -> None:
-        """needed: makes what it is told first of all, a vocabulary. program: the module it runs."""
+    def __init__(self, program: str, needed: Callable[[], object]) -> None:
+        """program: the module that it runs. needed: makes what that is told first of all."""
         self.losses = 0  # what it knew before the last one, it knows no more
         self._needed, self._program = needed, program
         self._lock = threading.Lock()
@@ -31,9 +29,9 @@ class Process:
         self._greeted = False
 
     def start(self) -> None:
-        """Have it get ready, without waiting for it, if it is not there any more.
+        """Have it get ready, if it is not there any more; wait until it reads, not longer.
 
-        Raises DataError for an unfit tokenizer, or OSError if it cannot be started.
+        Raises what makes what it needs, or OSError if it cannot be started.
         """
         with self._lock:
             self._start()
@@ -41,7 +39,7 @@ class Process:
     def ask(self, seconds: float, name: str, *given: Any) -> tuple[Any, ...]:
         """Have this done within so many seconds of processor time.
 
-        Raises DataError for a tokenizer that it does not know, OSError if it cannot be started,
+        Raises DataError for what it cannot use of what it needs, OSError if it cannot be started,
         or Lost.
         """
         with self._lock:

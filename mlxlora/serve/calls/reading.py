@@ -11,11 +11,12 @@ from typing import Any
 import mlx_lm
 from mlx_lm.tool_parsers import json_tools
 
-from mlxlora.serve.grammar.process import Lost, Process
+from mlxlora.serve.apart.process import Lost, Process
 
 SECONDS = 0.2  # of processor time
 SHORT = 1000  # characters, which no parser takes long over
 PARSERS = "mlx_lm.tool_parsers."
+PROGRAM = "mlxlora.serve.calls.program"
 
 
 class Calls:
@@ -26,7 +27,7 @@ class Calls:
         module = getattr(self._parser, "__module__", "")
         apart = module.startswith(PARSERS) and self._parser is not json_tools.parse_tool_call
         needed = (module, list(mlx_lm.__path__))
-        self._process = Process(lambda: needed, "mlxlora.serve.calls_program") if apart else None
+        self._process = Process(PROGRAM, lambda: needed) if apart else None
 
     @property
     def slow(self) -> bool:

@@ -1,11 +1,11 @@
-"""Reads calls in a process of its own: `python -m mlxlora.serve.calls_program FD`."""
+"""Reads calls in a process of its own: `python -m mlxlora.serve.calls.program FD`."""
 
 import importlib
 import sys
 from types import ModuleType
 from typing import Any
 
-from mlxlora.serve.grammar.program import main
+from mlxlora.serve.apart.loop import work
 
 
 class Program:
@@ -25,4 +25,4 @@ class Program:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Program)
+    work(int(sys.argv[1]), Program)

@@ -1,0 +1,1 @@
+"""The calls that a model wrote, read within a limit."""

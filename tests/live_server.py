@@ -22,7 +22,7 @@ from mlxlora.serve.http.app import application
 from mlxlora.serve.http.guard import Guard, Rules
 from mlxlora.serve.http.server import listen, server
 from mlxlora.serve.http.service import Service
-from mlxlora.serve.wire.prompts import Defaults
+from mlxlora.serve.wire.model import Defaults
 
 SECONDS = 60  # at most, for whatever is waited for
 BASE = "tiny"

@@ -9,7 +9,8 @@ from test_serve_grammar import POINT, read
 
 from mlxlora.serve.grammar.following import Grammars
 from mlxlora.serve.orders import Sampling
-from mlxlora.serve.wire.prompts import Defaults, Model, chat, check, completion
+from mlxlora.serve.wire.model import Defaults, Model
+from mlxlora.serve.wire.prompts import chat, check, completion
 from mlxlora.serve.wire.refusals import WireError
 from mlxlora.serve.wire.requests import ChatRequest, CompletionRequest, parse
 from mlxlora.serve.wire.speech import Manner, Speech

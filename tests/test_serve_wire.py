@@ -12,7 +12,8 @@ from mlxlora.base import load
 from mlxlora.serve.engine import Engine
 from mlxlora.serve.wire.answers import head, usage
 from mlxlora.serve.wire.chat_answers import ChatChoice, chat_completion
-from mlxlora.serve.wire.prompts import Model, chat
+from mlxlora.serve.wire.model import Model
+from mlxlora.serve.wire.prompts import chat
 from mlxlora.serve.wire.requests import ChatRequest, parse
 from mlxlora.serve.wire.speech import Speech
 from mlxlora.serve.wire.spelling import Spelling

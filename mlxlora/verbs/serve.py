@@ -92,7 +92,7 @@ def serve(
     from mlxlora.serve.http.guard import Rules, machine_names
     from mlxlora.serve.http.server import listen, run
     from mlxlora.serve.http.service import Service
-    from mlxlora.serve.wire.prompts import Defaults
+    from mlxlora.serve.wire.model import Defaults
     from mlxlora.verbs.signals import ending_cleanly
 
     screen = Screen(as_json)

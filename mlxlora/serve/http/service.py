@@ -11,6 +11,7 @@ from mlxlora.serve.engine import Engine
 from mlxlora.serve.http.reader import Reader
 from mlxlora.serve.wire import prompts
 from mlxlora.serve.wire.abilities import capabilities
+from mlxlora.serve.wire.model import Defaults, Model
 from mlxlora.serve.wire.refusals import WireError
 from mlxlora.serve.wire.spelling import Spelling
 
@@ -23,16 +24,14 @@ class Service:
 
     engine: Engine
     name: str
-    defaults: prompts.Defaults = field(default_factory=prompts.Defaults)
+    defaults: Defaults = field(default_factory=Defaults)
     adapter_root: Path | None = None
     say: Callable[[str], None] = lambda line: None  # a line for whoever runs the server
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         tokenizer = self.engine.base.tokenizer
-        self.model = prompts.Model(
-            tokenizer, self.engine.room.context, self.engine.grammars, self.defaults
-        )
+        self.model = Model(tokenizer, self.engine.room.context, self.engine.grammars, self.defaults)
         self.spelling = Spelling(tokenizer)
         self.calls = Calls(tokenizer)
         self.capabilities = capabilities(tokenizer)

@@ -1,62 +1,24 @@
 """From a request to orders: its prompt rendered, its choices numbered, its answer held."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_lm.tool_parsers import json_tools
 
-from mlxlora.base import check_tokens
 from mlxlora.errors import DataError
-from mlxlora.generate import chat_text, chat_tokens
-from mlxlora.serve.grammar.following import Grammars
 from mlxlora.serve.grammar.texts import ANY_OBJECT, Thinking
 from mlxlora.serve.orders import Order, Sampling
 from mlxlora.serve.wire.abilities import knows_tools, thinking_of
-from mlxlora.serve.wire.refusals import WireError, bad_field
+from mlxlora.serve.wire.model import Model
+from mlxlora.serve.wire.refusals import bad_field
 from mlxlora.serve.wire.requests import ChatRequest, CompletionRequest, Request
 from mlxlora.serve.wire.speech import Manner
+from mlxlora.serve.wire.tokens import continued, rendered, room
 from mlxlora.serve.wire.tools import Tool, arguments_schema
 
 MOST_ORDERS = 128  # of one request
-LETTERS = 64  # of a token on average, at most; more than a context of them need not be cut first
-MANY = 4  # of a token on average, if so many fill a context: then it is cut bit by bit first
-BIT = 1 << 16  # letters
-BESIDE = ("reasoning", "name", "tool_call_id")  # texts of a turn that not all templates write
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / the golden ratio: choices' seeds lie far from each other
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What holds where a request says nothing.
-
-    Temperature 0, not OpenAI's 1: what was tuned for a task is asked for its likeliest answer,
-    twice the same. max_tokens is for chats; completions have OpenAI's 16, since text that is
-    merely continued seldom ends by itself.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_tokens: int = 4096
-    completion_tokens: int = 16
-
-
-@dataclass(frozen=True)
-class Model:
-    """What requests are turned into orders for. context: tokens of prompt and answer together."""
-
-    tokenizer: Any
-    context: int
-    grammars: Grammars
-    defaults: Defaults = field(default_factory=Defaults)
-
-    @property
-    def vocabulary(self) -> int:
-        return int(self.tokenizer._vocabulary)
 
 
 @dataclass(frozen=True)
@@ -89,7 +51,7 @@ def chat(request: ChatRequest, model: Model, adapter: str | None = None) -> Chat
     if not tokenizer.has_chat_template:
         raise bad_field("messages", "this model has no chat template; ask /v1/completions")
     tools = _tools(request, tokenizer)
-    tokens = _rendered(request, model, tools)
+    tokens = rendered(request, model, tools)
     thinking = thinking_of(tokenizer, tokens)
     native = tokenizer.tool_parser is json_tools.parse_tool_call
     grammar, holds = None, ""
@@ -103,7 +65,7 @@ def chat(request: ChatRequest, model: Model, adapter: str | None = None) -> Chat
     order = Order(
         tuple(tokens),
         adapter,
-        _room(request.most_tokens or model.defaults.max_tokens, len(tokens), model, "messages"),
+        room(request.most_tokens or model.defaults.max_tokens, len(tokens), model, "messages"),
         _sampling(request, model),
         tuple(request.stop),
         (request.top_logprobs or 0) if request.logprobs else None,
@@ -143,13 +105,11 @@ def continuations(
         raise bad_field("prompt", f"{MOST_ORDERS} answers at most are given to one request")
     for number, prompt in enumerate(request.prompt):
         param = f"prompt.{number}" if len(request.prompt) > 1 else "prompt"
-        tokens = _checked(prompt, model, param)
+        tokens = continued(prompt, model, param)
         order = Order(
             tuple(tokens),
             adapter,
-            _room(
-                request.max_tokens or model.defaults.completion_tokens, len(tokens), model, param
-            ),
+            room(request.max_tokens or model.defaults.completion_tokens, len(tokens), model, param),
             _sampling(request, model),
             tuple(request.stop),
             request.logprobs,
@@ -191,85 +151,6 @@ def _tools(request: ChatRequest, tokenizer: Any) -> list[Tool]:
             "or leave one of them out",
         )
     return request.tools
-
-
-def _rendered(request: ChatRequest, model: Model, tools: list[Tool]) -> list[int]:
-    words: dict[str, Any] = {}
-    if request.reasoning_effort == "none":
-        words["enable_thinking"] = False
-    elif request.reasoning_effort is not None:
-        words.update(enable_thinking=True, reasoning_effort=request.reasoning_effort)
-    words |= request.chat_template_kwargs
-    turns = [message.plain() for message in request.messages]
-    told = [tool.plain() for tool in tools]
-    calls = sum(len(json.dumps(turn.get("tool_calls", ""))) for turn in turns)
-    said = calls + sum(len(turn["content"]) for turn in turns)
-    beside = sum(len(turn.get(name, "")) for turn in turns for name in BESIDE)
-    schemas = len(json.dumps(told))
-    _check_length(said, model, "messages")
-    _check_length(schemas, model, "tools")
-    try:
-        if said + beside + schemas > MANY * model.context:  # templates leave out what they like
-            text = chat_text(model.tokenizer, turns, told or None, words)
-            _check_cut(text, model, "messages")
-        return chat_tokens(model.tokenizer, turns, told or None, words)
-    except DataError as error:
-        raise bad_field("messages", str(error)) from error
-
-
-def _checked(prompt: str | list[int], model: Model, param: str) -> list[int]:
-    """The tokens of a completion's prompt."""
-    if not isinstance(prompt, str):
-        largest = max(prompt)
-        if min(prompt) < 0 or largest >= model.vocabulary:
-            raise bad_field(param, f"token ids are from 0 to {model.vocabulary - 1:,}")
-        return prompt
-    _check_cut(prompt, model, param)
-    tokens = list(model.tokenizer.encode(prompt))
-    if not tokens:
-        raise bad_field(param, "it is empty to this model, so there is nothing to continue")
-    try:
-        check_tokens(model.tokenizer, tokens)
-    except DataError as error:
-        raise bad_field(param, str(error)) from error
-    return tokens
-
-
-def _check_length(letters: int, model: Model, param: str) -> None:
-    if letters > LETTERS * model.context:
-        raise _too_long(f"this has {letters:,} letters", model, param)
-
-
-def _check_cut(text: str, model: Model, param: str) -> None:
-    """Raise WireError for a text of so many tokens that cutting it would hold others up.
-
-    Where it is cut into bits a token becomes two, but hardly twice as many in all.
-    """
-    _check_length(len(text), model, param)
-    if len(text) <= MANY * model.context:
-        return
-    tokens = 0
-    for begin in range(0, len(text), BIT):
-        bit = text[begin : begin + BIT]
-        tokens += len(model.tokenizer.encode(bit, add_special_tokens=False))
-        if tokens > 2 * model.context:
-            raise _too_long(f"this is more than {model.context:,} tokens", model, param)
-
-
-def _too_long(what: str, model: Model, param: str) -> WireError:
-    return bad_field(
-        param,
-        f"{what}, and the model's context has {model.context:,} tokens for prompt and answer "
-        "together; shorten it",
-        "context_length_exceeded",
-    )
-
-
-def _room(wanted: int, prompt: int, model: Model, param: str) -> int:
-    """Tokens that the answer may have."""
-    if prompt >= model.context:
-        raise _too_long(f"this is {prompt:,} tokens", model, param)
-    return min(wanted, model.context - prompt)
 
 
 def _sampling(request: Request, model: Model) -> Sampling:

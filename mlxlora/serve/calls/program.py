@@ -9,6 +9,8 @@ from mlxlora.serve.apart.loop import work
 
 
 class Program:
+    """One of mlx-lm's parsers, without the rest of mlx-lm."""
+
     def __init__(self, needed: tuple[str, list[str]]) -> None:
         """needed: the name of a parser's module, where the package mlx_lm is."""
         name, paths = needed

@@ -1,8 +1,8 @@
 """The calls that a model wrote, read by mlx-lm's parsers within a limit.
 
 Most of these search with expressions that take the square or cube of a text's length where marks
-are not closed. A model writes so by mistake, or since a client had it repeat them; minutes would
-pass in which nobody else is answered. Texts of more than a few lines are read in a process.
+are not closed. A model writes so by mistake, or since a client had it repeat them; many seconds
+would pass in which nobody else is answered. Texts of more than a few lines are read in a process.
 """
 
 from collections.abc import Sequence
